@@ -1,0 +1,16 @@
+-- acquire.lua: look at an entry once more and, if it is still the one that was rejected, take its lease.
+-- KEYS[1]  the entry      prefix:version:segment:{id}
+-- KEYS[2]  its lease      prefix:version:segment:{id}:l
+-- ARGV[1]  header (32 bytes) of the entry the caller rejected, "" if there was none
+-- ARGV[2]  lease token, random    ARGV[3]  lease time, milliseconds
+-- returns  the entry, if it is not the rejected one | 1 leased to the caller | 0 leased to someone else
+-- invariant: a lease has one owner and always expires. Sending the same call again changes nothing.
+local entry = redis.pcall('GET', KEYS[1]) -- pcall: a foreign type under the key counts as no entry
+if type(entry) == 'string' and string.sub(entry, 1, 32) ~= ARGV[1] then
+  return entry
+end
+local owner = redis.call('SET', KEYS[2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
+if not owner or owner == ARGV[2] then
+  return 1
+end
+return 0

@@ -1,0 +1,496 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// ErrNotFound is what a load returns, alone or wrapped, to say that there is no value for the key. It is
+// remembered for Options.NegativeTTL. Fetch and Get return it for such keys.
+var ErrNotFound = errors.New("cache: not found")
+
+// ErrUnavailable means that Redis was not asked because it failed a moment ago. Fetch and FetchMany return
+// it only with Options.FailClosed; Get and GetMany, which have nothing to fall back on, always do.
+var ErrUnavailable = errors.New("cache: redis is unavailable")
+
+// ErrTooLarge means that an encoded value is larger than Options.MaxBytes. Set and SetMany return it and
+// have then stored nothing; Fetch returns such a value without storing it.
+var ErrTooLarge = errors.New("cache: value is larger than MaxBytes")
+
+// ErrClosed means that Close has been called.
+var ErrClosed = errors.New("cache: closed")
+
+// PanicError is what all callers that wait for a load receive when it panics or calls [runtime.Goexit].
+type PanicError struct {
+	Value any    // what the load panicked with; a string saying so after Goexit
+	Stack []byte // the loading goroutine's stack
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("cache: load panicked: %v", e.Value) }
+
+// Unwrap returns the value that the load panicked with, if it is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+const (
+	defaultJitter      = 0.1
+	defaultLeaseTTL    = 10 * time.Second
+	defaultLoadTimeout = 30 * time.Second
+	defaultOpTimeout   = 200 * time.Millisecond
+	defaultMaxBytes    = 1 << 20
+	minLeaseTTL        = 10 * time.Millisecond
+	maxMillis          = math.MaxInt64 / uint64(time.Millisecond)
+)
+
+// Options configures a [Cache]. TTL is required; every other field's zero value works. All durations are
+// whole milliseconds.
+type Options[K comparable, V any] struct {
+	// TTL is how long a value is fresh, by the Redis server's clock, counted from when it was stored. At
+	// least 1ms. Required.
+	TTL time.Duration
+
+	// StaleTTL is for how much longer a value is kept and served after its TTL. A Fetch that finds such a
+	// stale value returns it at once and has it loaded anew in the background, by one process at a time;
+	// while that load fails, the stale value goes on being served, and one load a second is tried.
+	// Defaults to 0: none. A read then sends PTTL along with each value it reads.
+	StaleTTL time.Duration
+
+	// NegativeTTL is how long it is remembered that a load returned ErrNotFound. Defaults to 0: not at all.
+	NegativeTTL time.Duration
+
+	// Jitter shortens each TTL by a random part of it, up to this fraction, so that values stored together
+	// do not expire together. At least 0 and below 1; negative for none. Defaults to 0.1.
+	Jitter float64
+
+	// EarlyBeta turns on probabilistic early refresh: a value is loaded anew in the background before its
+	// TTL ends with a likelihood that grows towards the end, the earlier the longer its load took. 1 is the
+	// usual value, larger is earlier. Defaults to 0: off. A read then sends PTTL along with each value.
+	// This is XFetch of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede
+	// Prevention", PVLDB 8(8), 2015.
+	EarlyBeta float64
+
+	// LeaseTTL is how long a process that dies while it loads keeps the others from loading the same key.
+	// Living processes extend their leases until the load ends. At least 10ms. Defaults to 10s.
+	LeaseTTL time.Duration
+
+	// LoadTimeout ends the context of a load. Its callers do not wait longer even if the load does not
+	// heed its context. At least 1ms. Defaults to 30s.
+	LoadTimeout time.Duration
+
+	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit
+	// and three on a miss, and none after one that failed, so that a Redis that hangs delays it by one
+	// OpTimeout. Round trips may be given up to an eighth less. At least 1ms. Defaults to 200ms.
+	OpTimeout time.Duration
+
+	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
+	// ClientTTL, and Redis tells the process which have changed. Such reads are eventually consistent: a
+	// process may see the old value for some milliseconds after a Delete, Set or Invalidate, even its own,
+	// and for ClientTTL at most if Redis' message is lost. It needs a client without DisableCache, else it
+	// has no effect. Defaults to 0: off.
+	ClientTTL time.Duration
+
+	// Version separates values that must not be mistaken for each other: change it when V's encoding or
+	// the model that makes V changes. Caches with different versions live side by side and see none of each
+	// other's values; old ones end with their TTL. Invalidate is for all versions, Delete for one.
+	Version string
+
+	// Key turns keys into ids. It must give different keys different ids; any bytes are legal. Defaults to
+	// the key itself for strings and to decimal digits for integers; required for other types.
+	Key func(K) string
+
+	// Codec turns values into bytes. Defaults to JSON.
+	Codec Codec[V]
+
+	// MaxBytes is the largest encoding that is stored, in bytes. Defaults to 1 MiB.
+	MaxBytes int
+
+	// FailClosed makes Fetch and FetchMany return an error instead of loading what they could not look up
+	// or lease because Redis failed.
+	FailClosed bool
+
+	// Hooks are told what the cache does.
+	Hooks Hooks
+}
+
+// Cache is a typed view of one segment of a cache. It is safe for concurrent use. It never closes the
+// client. Background refreshes and loads are goroutines of their own: Close waits for them.
+type Cache[K comparable, V any] struct {
+	*shared[K, V]
+	segment string
+	keys    keyspace
+	// remembered has the stamps that ClientTTL reads go by, one per range of slots.
+	remembered []atomic.Pointer[rememberedStamp]
+}
+
+// shared is what all segments of a cache have in common.
+type shared[K comparable, V any] struct {
+	client    rueidis.Client
+	prefix    string
+	opts      Options[K, V]
+	id        func(K) string
+	decode    func([]byte) (V, error)
+	asksTTL   bool     // reads need to know how long an entry has left
+	cluster   bool     // one command may name keys of one slot only
+	stampTags []string // one per range of slots
+	stampTTL  int64    // milliseconds
+	deadlines deadlines
+	reads     []breaker // one per range of slots, so that the loss of a node is no loss of the others
+	writes    []breaker
+	stats     counters
+
+	stop     context.Context // ends when Close gives up waiting
+	stopNow  context.CancelFunc
+	isClosed atomic.Bool
+
+	// clock counts lookups of the store by loads. A load that began after a call did (its count is higher
+	// than the clock was) returns a value that is new enough for it.
+	clock   atomic.Uint64
+	mu      sync.Mutex
+	flying  map[string]*flight[V] // by entry key
+	running int                   // goroutines of ours
+	idle    chan struct{}         // closed when Close has been called and nothing runs
+}
+
+// New returns a cache whose keys begin with prefix, which must not be empty or contain braces. It reports
+// options that are out of range. It does no I/O and starts no goroutine.
+func New[K comparable, V any](client rueidis.Client, prefix string, opts Options[K, V]) (*Cache[K, V], error) {
+	if client == nil {
+		return nil, errors.New("cache: client is nil")
+	}
+	if prefix == "" || strings.ContainsAny(prefix, "{}") {
+		return nil, fmt.Errorf("cache: prefix must not be empty or contain braces, got %q", prefix)
+	}
+	if err := opts.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &shared[K, V]{
+		client:    client,
+		prefix:    prefix,
+		opts:      opts,
+		id:        opts.Key,
+		decode:    opts.Codec.Decode,
+		asksTTL:   opts.StaleTTL > 0 || opts.EarlyBeta > 0,
+		cluster:   client.Mode() == rueidis.ClientModeCluster,
+		stampTags: newStampTags(client),
+		deadlines: deadlines{timeout: opts.OpTimeout},
+		flying:    make(map[string]*flight[V]),
+		idle:      make(chan struct{}),
+	}
+	if _, ok := any(opts.Codec).(stringCodec); ok {
+		s.decode = any(aliasString).(func([]byte) (V, error)) // a stringCodec is a Codec[V] only if V is string
+	}
+	// Twice as long as any entry written under it, and extended by each write: it outlives them all.
+	s.stampTTL = 2 * max(opts.TTL+opts.StaleTTL, opts.NegativeTTL).Milliseconds()
+	s.reads, s.writes = make([]breaker, len(s.stampTags)), make([]breaker, len(s.stampTags))
+	s.stop, s.stopNow = context.WithCancel(context.Background())
+	return s.view(""), nil
+}
+
+func (o *Options[K, V]) setDefaults() error {
+	if o.Jitter == 0 {
+		o.Jitter = defaultJitter
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = defaultMaxBytes
+	}
+	for d, def := range map[*time.Duration]time.Duration{
+		&o.LeaseTTL: defaultLeaseTTL, &o.LoadTimeout: defaultLoadTimeout, &o.OpTimeout: defaultOpTimeout,
+	} {
+		if *d == 0 {
+			*d = def
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+		least time.Duration
+	}{
+		{"TTL", o.TTL, time.Millisecond},
+		{"StaleTTL", o.StaleTTL, 0},
+		{"NegativeTTL", o.NegativeTTL, 0},
+		{"LeaseTTL", o.LeaseTTL, minLeaseTTL},
+		{"LoadTimeout", o.LoadTimeout, time.Millisecond},
+		{"OpTimeout", o.OpTimeout, time.Millisecond},
+		{"ClientTTL", o.ClientTTL, 0},
+	} {
+		if f.value < f.least || f.value%time.Millisecond != 0 {
+			return fmt.Errorf("cache: %s must be at least %v and whole milliseconds, got %v", f.name, f.least, f.value)
+		}
+		if f.value > maxTTL {
+			return fmt.Errorf("cache: %s must be at most %v, got %v", f.name, maxTTL, f.value)
+		}
+	}
+	switch {
+	case !(o.Jitter < 1): // also if it is not a number
+		return fmt.Errorf("cache: Jitter must be below 1, got %v", o.Jitter)
+	case !(o.EarlyBeta >= 0) || math.IsInf(o.EarlyBeta, 1):
+		return fmt.Errorf("cache: EarlyBeta must be at least 0 and finite, got %v", o.EarlyBeta)
+	case o.MaxBytes < 0:
+		return fmt.Errorf("cache: MaxBytes must be at least 0, got %d", o.MaxBytes)
+	}
+	if o.Codec == nil {
+		o.Codec = JSON[V]()
+	}
+	if o.Key == nil {
+		key, err := defaultKey[K]()
+		if err != nil {
+			return err
+		}
+		o.Key = key
+	}
+	return nil
+}
+
+// maxTTL keeps sums and doubles of durations within an int64.
+const maxTTL = 50 * 365 * 24 * time.Hour
+
+// Segment returns the view of one named part of the cache, such as a tenant or a model, whose values can be
+// invalidated together. It costs no round trip and little memory, so that it can be called on each request;
+// a view that is kept makes ClientTTL reads a little cheaper. Any name is legal; "" is the part
+// that New returned. Segments do not nest: a segment of a segment is a segment of the cache.
+func (c *Cache[K, V]) Segment(name string) *Cache[K, V] {
+	return c.view(name)
+}
+
+func (s *shared[K, V]) view(segment string) *Cache[K, V] {
+	c := &Cache[K, V]{shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment)}
+	if s.opts.ClientTTL > 0 {
+		c.remembered = make([]atomic.Pointer[rememberedStamp], len(s.stampTags))
+	}
+	return c
+}
+
+// Fetch returns the value for key from the cache or, if there is none, from load, and stores it.
+//
+// Callers that miss the same key at the same time share one load: those of one process wait for it
+// together, and other processes wait for the one that holds the key's lease in Redis, as long as Redis is
+// reachable. Each returns when its own ctx ends; load's context ends when the last of them has left, after
+// LoadTimeout, or when Close gives up. load receives the values of the first caller's ctx.
+//
+// A load that began before a Delete, Set or Invalidate of its key, here or in another process, does not
+// store its value, and only callers that were there before receive it.
+//
+// An error of load is returned to all callers that wait for it, as it is, and is not cached, except
+// ErrNotFound. When Redis fails, Fetch loads (see Options.FailClosed), within this process still once.
+//
+// A hit costs one round trip, a load three, waiting for another process one per look, which are 5 to 50ms
+// apart.
+func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Context, key K) (V, error)) (V, error) {
+	var zero V
+	start := c.clock.Load()
+	w := c.want(key)
+	for {
+		if err := c.begin(ctx); err != nil {
+			return zero, fmt.Errorf("cache: fetch: %w", err)
+		}
+		c.look(ctx, &w)
+		if v, ok := c.use(&w.found); ok {
+			if w.found.refresh {
+				c.refresh(ctx, []want[K]{w}, one(load))
+			}
+			return v, nil
+		}
+		switch err := w.found.err; {
+		case w.found.state == notFound:
+			return zero, ErrNotFound
+		case err != nil && over(ctx):
+			continue // begin tells
+		case err != nil && c.opts.FailClosed:
+			return zero, fmt.Errorf("cache: fetch: %w", err)
+		}
+		waits, err := c.join(ctx, start, []want[K]{w}, one(load))
+		if err != nil {
+			return zero, fmt.Errorf("cache: fetch: %w", err)
+		}
+		v, again, err := c.await(ctx, start, waits[0])
+		c.leave(waits)
+		if !again {
+			return v, err
+		}
+	}
+}
+
+// FetchMany is Fetch for many keys. It calls load once, with all keys that are neither in the cache nor
+// being loaded already, and again only for keys that another process began to load and did not finish. Keys
+// that load's result lacks are not found; its result is ignored if it returns an error.
+//
+// The map it returns has the values that there are, also when err is not nil because a load or, with
+// FailClosed, a part of Redis failed.
+//
+// All hits take one round trip: one MGET per 500 keys, in a cluster one pipeline per node. Storing what was loaded
+// is one pipeline too.
+func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx context.Context, keys []K) (map[K]V, error)) (map[K]V, error) {
+	found := make(map[K]V, len(keys))
+	start := c.clock.Load()
+	todo := c.wants(keys)
+	var errs []error
+	for len(todo) > 0 {
+		if err := c.begin(ctx); err != nil {
+			errs = append(errs, err)
+			break
+		}
+		c.lookMany(ctx, todo)
+		var missed, outdated []want[K]
+		for i := range todo {
+			w := &todo[i]
+			v, ok := c.use(&w.found)
+			switch {
+			case ok:
+				found[w.key] = v
+				if w.found.refresh {
+					outdated = append(outdated, *w)
+				}
+			case w.found.state == notFound:
+			case w.found.err != nil && (c.opts.FailClosed || over(ctx)):
+				errs = addError(errs, w.found.err)
+			default:
+				missed = append(missed, *w)
+			}
+		}
+		if len(outdated) > 0 {
+			c.refresh(ctx, outdated, many(load))
+		}
+		if len(missed) == 0 {
+			break
+		}
+		waits, err := c.join(ctx, start, missed, many(load))
+		if err != nil {
+			errs = append(errs, err)
+			break
+		}
+		todo = todo[:0]
+		for i, wait := range waits {
+			v, again, err := c.await(ctx, start, wait)
+			switch {
+			case again:
+				todo = append(todo, missed[i])
+			case err == nil:
+				found[missed[i].key] = v
+			case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+				errs = addError(errs, ctx.Err())
+			case !errors.Is(err, ErrNotFound):
+				errs = addError(errs, err)
+			}
+		}
+		c.leave(waits)
+	}
+	if len(errs) > 0 {
+		return found, fmt.Errorf("cache: fetch many: %w", errors.Join(errs...))
+	}
+	return found, nil
+}
+
+// Get returns the value for key if the cache has one, fresh or stale. It returns ErrNotFound if a load has
+// found that there is none and that is still remembered. One round trip.
+func (c *Cache[K, V]) Get(ctx context.Context, key K) (value V, ok bool, err error) {
+	if err := c.begin(ctx); err != nil {
+		return value, false, fmt.Errorf("cache: get: %w", err)
+	}
+	w := c.want(key)
+	c.look(ctx, &w)
+	value, ok = c.use(&w.found)
+	switch {
+	case w.found.state == notFound:
+		err = ErrNotFound
+	case w.found.err != nil:
+		err = fmt.Errorf("cache: get: %w", w.found.err)
+	}
+	return value, ok, err
+}
+
+// GetMany returns the values, fresh or stale, that the cache has for keys. If a part of Redis fails, it
+// returns the values of the others with the error. One round trip, like FetchMany.
+func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
+	found := make(map[K]V, len(keys))
+	if err := c.begin(ctx); err != nil {
+		return found, fmt.Errorf("cache: get many: %w", err)
+	}
+	todo := c.wants(keys)
+	var errs []error
+	c.lookMany(ctx, todo)
+	for i := range todo {
+		w := &todo[i]
+		if v, ok := c.use(&w.found); ok {
+			found[w.key] = v
+		} else if w.found.err != nil {
+			errs = addError(errs, w.found.err)
+		}
+	}
+	if len(errs) > 0 {
+		return found, fmt.Errorf("cache: get many: %w", errors.Join(errs...))
+	}
+	return found, nil
+}
+
+// Set stores value for key, for a TTL, whatever was there. Loads of key that are under way, in any process,
+// will not store theirs. Two round trips. If it fails, the entry may have been written or not.
+func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
+	if err := c.set(ctx, map[K]V{key: value}); err != nil {
+		return fmt.Errorf("cache: set: %w", err)
+	}
+	return nil
+}
+
+// SetMany is Set for many keys, in two round trips per 500 values. If a value cannot be encoded or is too
+// large, nothing is stored. If Redis fails, any of the values may have been stored.
+func (c *Cache[K, V]) SetMany(ctx context.Context, values map[K]V) error {
+	if err := c.set(ctx, values); err != nil {
+		return fmt.Errorf("cache: set many: %w", err)
+	}
+	return nil
+}
+
+// Delete removes the values for keys, in this segment and version. Loads of them that are under way, in any
+// process, will not be stored, and a Fetch that begins after Delete has returned does not receive them. One
+// round trip per 500 keys. If it returns an error, any of the values may still be there: repeat it.
+func (c *Cache[K, V]) Delete(ctx context.Context, keys ...K) error {
+	if err := c.delete(ctx, c.wants(keys)); err != nil {
+		return fmt.Errorf("cache: delete: %w", err)
+	}
+	return nil
+}
+
+// Invalidate removes all values of this segment, in all versions, at a cost that does not depend on how
+// many there are: the segment's stamp, without which its entries count for nothing, is deleted. Loads
+// that are under way, in any process, will not be seen by those that begin a Fetch later. The entries
+// themselves end with their TTL. One round trip; a cluster has up to 64 stamps per segment. If it returns an
+// error, the values may still be there: repeat it.
+func (c *Cache[K, V]) Invalidate(ctx context.Context) error {
+	if err := c.invalidate(ctx); err != nil {
+		return fmt.Errorf("cache: invalidate: %w", err)
+	}
+	return nil
+}
+
+// Close makes all further calls, of all segments, return ErrClosed and waits until loads and background
+// refreshes have ended. If ctx ends first, it ends their contexts and returns ctx's error.
+func (c *Cache[K, V]) Close(ctx context.Context) error {
+	c.isClosed.Store(true)
+	c.mu.Lock()
+	c.endIfIdle()
+	c.mu.Unlock()
+	select {
+	case <-c.idle:
+		return nil
+	case <-ctx.Done():
+		c.stopNow()
+		return fmt.Errorf("cache: close: %w", ctx.Err())
+	}
+}
+
+func (c *Cache[K, V]) begin(ctx context.Context) error {
+	if c.isClosed.Load() {
+		return ErrClosed
+	}
+	return ctx.Err()
+}

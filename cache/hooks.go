@@ -1,0 +1,76 @@
+package cache
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// Hooks are optional functions that a cache calls, for metrics and traces. They are called on the caller's
+// or the load's goroutine: keep them fast. Nil ones cost nothing.
+type Hooks struct {
+	// Lookup is called after each read of Redis for Fetch, FetchMany, Get or GetMany.
+	Lookup func(ctx context.Context, info LookupInfo)
+	// Load is called after each call of a load and the writing of what it returned.
+	Load func(ctx context.Context, info LoadInfo)
+	// Error is called with each failure that the cache goes on in spite of: Redis could not be read, leased
+	// from or written to, or a value could not be encoded or was too large. op is "read", "lease", "store"
+	// or "encode". An operation that is skipped because Redis failed a moment ago is no new error.
+	Error func(ctx context.Context, op string, err error)
+}
+
+// LookupInfo describes one read of Redis. Its counts add up to the number of keys.
+type LookupInfo struct {
+	Segment  string
+	Hits     int           // fresh values
+	Stale    int           // values past their TTL
+	NotFound int           // keys remembered to have no value
+	Misses   int           // keys with nothing usable, also because Redis could not be read
+	Took     time.Duration // until the reply
+}
+
+// LoadInfo describes one call of a load.
+type LoadInfo struct {
+	Segment string
+	Keys    int           // how many keys it was asked for
+	Stored  int           // how many values, or knowledge that there is none, Redis accepted
+	Refused int           // how many it refused because the key was deleted, set or leased anew meanwhile
+	Refresh bool          // whether it ran in the background
+	Took    time.Duration // of the load alone
+	Err     error         // what it returned
+}
+
+// Stats counts what a cache, with all its segments, has done in this process.
+type Stats struct {
+	Hits      uint64 // keys whose value was fresh in the cache
+	Stale     uint64 // keys whose value was past its TTL and was served
+	NotFound  uint64 // keys remembered to have no value
+	Misses    uint64 // keys with nothing usable in the cache
+	Shared    uint64 // misses that waited for a load begun by another caller in this process
+	Loads     uint64 // calls of a load
+	LoadErrs  uint64 // of these, calls that returned an error or panicked
+	Refreshes uint64 // of these, calls in the background
+	Refused   uint64 // loaded values not stored since the key was deleted, set or leased anew meanwhile
+	Errors    uint64 // failures that Hooks.Error tells of
+}
+
+type counters struct {
+	hits, stale, notFound, misses, shared, loads, loadErrs, refreshes, refused, errors atomic.Uint64
+}
+
+// Stats returns the counts so far. They are not read at one instant.
+func (c *Cache[K, V]) Stats() Stats {
+	n := &c.stats
+	return Stats{
+		Hits: n.hits.Load(), Stale: n.stale.Load(), NotFound: n.notFound.Load(), Misses: n.misses.Load(),
+		Shared: n.shared.Load(), Loads: n.loads.Load(), LoadErrs: n.loadErrs.Load(),
+		Refreshes: n.refreshes.Load(), Refused: n.refused.Load(), Errors: n.errors.Load(),
+	}
+}
+
+func (s *shared[K, V]) survived(ctx context.Context, op string, err error) {
+	s.stats.errors.Add(1)
+	if s.opts.Hooks.Error != nil {
+		s.opts.Hooks.Error(ctx, op, err)
+	}
+}

@@ -1,0 +1,392 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/redis/rueidis"
+)
+
+// maxBatch is how many keys one command or pipeline is for at most. It bounds how long Redis is busy with
+// one, and keeps pipelines below the 2000 commands for which rueidis takes a connection of its own.
+const maxBatch = 500
+
+// stampMemory is how long ClientTTL reads go on with a stamp before they look at it again.
+const stampMemory = 10 * time.Millisecond
+
+const unknownTTL = time.Duration(math.MaxInt64)
+
+type state int
+
+const (
+	miss state = iota
+	hit
+	stale
+	notFound
+)
+
+// want is a key that is wanted and what is known about its entry.
+type want[K comparable] struct {
+	key   K
+	entry string // entry key
+	part  int    // its range of slots
+	found lookup // what the last look at it found
+}
+
+// lookup is what was found for one key.
+type lookup struct {
+	state   state
+	refresh bool   // the value should be loaded anew in the background
+	stored  []byte // what is under the entry key, usable or not; an alias of the reply
+	stamp   string // the segment's stamp at the time, "" if it was missing
+	err     error  // Redis could not be asked
+}
+
+func (c *Cache[K, V]) want(key K) want[K] {
+	w := want[K]{key: key, entry: c.keys.entry(c.id(key))}
+	if c.cluster {
+		get := c.client.B().Get().Key(w.entry).Build() // the builder knows how to compute slots
+		w.part = rangeOfSlot(get.Slot())
+	}
+	return w
+}
+
+// wants returns a want for each different key.
+func (c *Cache[K, V]) wants(keys []K) []want[K] {
+	ws := make([]want[K], 0, len(keys))
+	seen := make(map[K]struct{}, len(keys))
+	for _, k := range keys {
+		if _, ok := seen[k]; !ok {
+			seen[k] = struct{}{}
+			ws = append(ws, c.want(k))
+		}
+	}
+	return ws
+}
+
+// look reads the entry of w.
+func (c *Cache[K, V]) look(ctx context.Context, w *want[K]) {
+	began := c.beginLookup()
+	if !c.lookFast(ctx, w) {
+		one := []want[K]{*w}
+		c.lookChunk(ctx, one)
+		*w = one[0]
+	}
+	if c.opts.Hooks.Lookup != nil {
+		c.endLookup(ctx, began, []want[K]{*w})
+	}
+}
+
+// lookFast reads the entry of w in the two cases that must cost little: one MGET of stamp and entry from one
+// server, and a copy of the entry in this process. It reports false if it has not.
+func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K]) bool {
+	if c.asksTTL || !c.mayUse(c.reads, w.part) {
+		return false
+	}
+	if c.opts.ClientTTL > 0 {
+		stamp := c.rememberedStamp(w.part)
+		if stamp == "" {
+			return false
+		}
+		bound, cancel := c.deadlines.bound(ctx)
+		value := replyOf(c.client.DoCache(bound, c.client.B().Get().Key(w.entry).Cache(), c.opts.ClientTTL))
+		cancel()
+		c.settle(ctx, c.reads, w.part, "read", value.err)
+		w.found = c.interpret(value, reply{text: stamp}, unknownTTL)
+		return true
+	}
+	if c.cluster {
+		return false
+	}
+	bound, cancel := c.deadlines.bound(ctx)
+	values, err := c.client.Do(bound, c.client.B().Mget().Key(c.keys.stamp(c.stampTags[0]), w.entry).Build()).ToArray()
+	cancel()
+	c.settle(ctx, c.reads, 0, "read", err)
+	if err != nil {
+		w.found = lookup{err: err}
+		return true
+	}
+	w.found = c.interpret(messageReply(&values[1]), messageReply(&values[0]), unknownTTL)
+	return true
+}
+
+// lookMany reads the entries of ws.
+func (c *Cache[K, V]) lookMany(ctx context.Context, ws []want[K]) {
+	began := c.beginLookup()
+	for chunk := range slices.Chunk(ws, maxBatch) {
+		c.lookChunk(ctx, chunk)
+	}
+	c.endLookup(ctx, began, ws)
+}
+
+func (c *Cache[K, V]) beginLookup() (began time.Duration) {
+	if c.opts.Hooks.Lookup != nil {
+		began = sinceEpoch()
+	}
+	return began
+}
+
+func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []want[K]) {
+	if c.opts.Hooks.Lookup == nil {
+		return
+	}
+	info := LookupInfo{Segment: c.segment, Took: sinceEpoch() - began}
+	for i := range ws {
+		switch ws[i].found.state {
+		case hit:
+			info.Hits++
+		case stale:
+			info.Stale++
+		case notFound:
+			info.NotFound++
+		case miss:
+			info.Misses++
+		}
+	}
+	c.opts.Hooks.Lookup(ctx, info)
+}
+
+func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K]) {
+	// First the stamps of the ranges of slots that the entries lie in, then the entries.
+	var parts []int
+	var keys, ttlKeys []string
+	for i := range ws {
+		if part := ws[i].part; !slices.Contains(parts, part) && c.mayUse(c.reads, part) {
+			parts = append(parts, part)
+			keys = append(keys, c.keys.stamp(c.stampTags[part]))
+		}
+	}
+	var asked []*want[K]
+	for i := range ws {
+		if !slices.Contains(parts, ws[i].part) {
+			ws[i].found = lookup{err: ErrUnavailable}
+			continue
+		}
+		asked = append(asked, &ws[i])
+		keys = append(keys, ws[i].entry)
+	}
+	if len(asked) == 0 {
+		return
+	}
+	if c.asksTTL {
+		ttlKeys = keys[len(parts):]
+	}
+	bound, cancel := c.deadlines.bound(ctx)
+	values, ttls := c.ask(bound, keys, ttlKeys)
+	cancel()
+
+	stamps, errs := make(map[int]reply, len(parts)), make(map[int]error, len(parts))
+	for i, part := range parts {
+		stamps[part], errs[part] = values[i], values[i].err
+		if c.opts.ClientTTL > 0 {
+			c.rememberStamp(part, values[i].text)
+		}
+	}
+	for i, w := range asked {
+		value, left := values[len(parts)+i], unknownTTL
+		if c.asksTTL && !value.local {
+			left = time.Duration(max(ttls[i].number, 0)) * time.Millisecond
+			value.err = cmp.Or(value.err, ttls[i].err)
+		}
+		w.found = c.interpret(value, stamps[w.part], left)
+		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
+	}
+	for part, err := range errs {
+		c.settle(ctx, c.reads, part, "read", err)
+	}
+}
+
+// ask reads keys and the remaining times of ttlKeys, the last of them, in one round trip: with one MGET, or
+// in a cluster, where a command is for one slot, with GETs. With ClientTTL, keys that are not in this
+// process' memory cost a trip, and their times another.
+func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, ttls []reply) {
+	b := c.client.B()
+	pttl := func(key string) rueidis.Completed { return b.Pttl().Key(key).Build() }
+
+	if c.opts.ClientTTL > 0 {
+		gets := make([]rueidis.CacheableTTL, len(keys))
+		for i, k := range keys {
+			gets[i] = rueidis.CT(b.Get().Key(k).Cache(), c.opts.ClientTTL)
+		}
+		values = replies(c.client.DoMultiCache(ctx, gets...))
+		ttls = make([]reply, len(ttlKeys))
+		var cmds []rueidis.Completed
+		var at []int
+		for i, k := range ttlKeys {
+			if !values[len(keys)-len(ttlKeys)+i].local {
+				cmds, at = append(cmds, pttl(k)), append(at, i)
+			}
+		}
+		for j, r := range replies(c.client.DoMulti(ctx, cmds...)) {
+			ttls[at[j]] = r
+		}
+		return values, ttls
+	}
+
+	cmds := make([]rueidis.Completed, 0, len(keys)+len(ttlKeys))
+	if c.cluster {
+		for _, k := range keys {
+			cmds = append(cmds, b.Get().Key(k).Build())
+		}
+	} else {
+		cmds = append(cmds, b.Mget().Key(keys...).Build())
+	}
+	gets := len(cmds)
+	for _, k := range ttlKeys {
+		cmds = append(cmds, pttl(k))
+	}
+	results := c.client.DoMulti(ctx, cmds...)
+	if c.cluster {
+		return replies(results[:gets]), replies(results[gets:])
+	}
+	values = make([]reply, len(keys))
+	array, err := results[0].ToArray()
+	for i := range values {
+		if err != nil {
+			values[i].err = err
+		} else {
+			values[i] = messageReply(&array[i])
+		}
+	}
+	return values, replies(results[1:])
+}
+
+// interpret says what a reply means for a reader who found stamp. left is how long the entry will live.
+func (c *Cache[K, V]) interpret(value, stamp reply, left time.Duration) lookup {
+	l := lookup{stored: value.bytes(), stamp: stamp.text, err: cmp.Or(value.err, stamp.err)}
+	e, ok := parse(l.stored)
+	if l.err != nil || !ok || !e.under(l.stamp) {
+		return l
+	}
+	if e.notFound() {
+		l.state = notFound
+		return l
+	}
+	l.state = hit
+	if c.asksTTL {
+		fresh := left - e.stale()
+		if fresh <= 0 {
+			l.state = stale
+		}
+		// -ln of a uniform random number is exponentially distributed.
+		l.refresh = fresh <= 0 || e.cost().Seconds()*c.opts.EarlyBeta*rand.ExpFloat64() >= fresh.Seconds()
+	}
+	return l
+}
+
+// use decodes and counts what was found. A value that cannot be decoded is a miss.
+func (c *Cache[K, V]) use(l *lookup) (v V, ok bool) {
+	if l.state == hit || l.state == stale {
+		var err error
+		if v, err = c.decode(entry(l.stored).payload()); err != nil {
+			l.state = miss
+		}
+	}
+	switch l.state {
+	case hit:
+		c.stats.hits.Add(1)
+	case stale:
+		c.stats.stale.Add(1)
+	case notFound:
+		c.stats.notFound.Add(1)
+	case miss:
+		c.stats.misses.Add(1)
+	}
+	return v, l.state == hit || l.state == stale
+}
+
+// mayUse reports whether Redis may be asked about a range of slots, and starts a probe that is due.
+func (s *shared[K, V]) mayUse(breakers []breaker, part int) bool {
+	ok, probe := breakers[part].allow()
+	if probe {
+		s.probe(breakers, part)
+	}
+	return ok
+}
+
+// settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing.
+func (s *shared[K, V]) settle(ctx context.Context, breakers []breaker, part int, op string, err error) {
+	switch {
+	case err == nil:
+		breakers[part].succeeded()
+	case !over(ctx):
+		breakers[part].failed()
+		s.survived(ctx, op, err)
+	}
+}
+
+// over reports whether ctx has ended. A connection's deadline may fire before the context's own timer does.
+func over(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) <= 0
+}
+
+// reply is what Redis said to one read command. A key of another type counts as missing, in a cluster as
+// with MGET, and is overwritten.
+type reply struct {
+	text   string // "" if the key is missing; shares the reply's memory
+	number int64
+	local  bool // it came from this process' memory
+	err    error
+}
+
+func (r reply) bytes() []byte { return unsafe.Slice(unsafe.StringData(r.text), len(r.text)) }
+
+func messageReply(m *rueidis.RedisMessage) reply {
+	r := reply{local: m.IsCacheHit()}
+	switch {
+	case m.IsInt64():
+		r.number, r.err = m.AsInt64()
+	case !m.IsNil():
+		r.text, r.err = m.ToString()
+		if e, ok := rueidis.IsRedisErr(r.err); ok && strings.HasPrefix(e.Error(), "WRONGTYPE") {
+			r.err = nil
+		}
+	}
+	return r
+}
+
+func replyOf(result rueidis.RedisResult) reply {
+	m, err := result.ToMessage()
+	if err != nil && !rueidis.IsRedisNil(err) {
+		if e, ok := rueidis.IsRedisErr(err); ok && strings.HasPrefix(e.Error(), "WRONGTYPE") {
+			err = nil
+		}
+		return reply{err: err}
+	}
+	return messageReply(&m)
+}
+
+func replies(results []rueidis.RedisResult) []reply {
+	rs := make([]reply, len(results))
+	for i, r := range results {
+		rs[i] = replyOf(r)
+	}
+	return rs
+}
+
+// rememberedStamp is a stamp that ClientTTL reads may use until a time since epoch.
+type rememberedStamp struct {
+	stamp string
+	until time.Duration
+}
+
+func (c *Cache[K, V]) rememberedStamp(part int) string {
+	if r := c.remembered[part].Load(); r != nil && sinceEpoch() < r.until {
+		return r.stamp
+	}
+	return ""
+}
+
+func (c *Cache[K, V]) rememberStamp(part int, stamp string) {
+	c.remembered[part].Store(&rememberedStamp{stamp, sinceEpoch() + min(stampMemory, c.opts.ClientTTL)})
+}

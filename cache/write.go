@@ -1,0 +1,224 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+// randomString returns 64 random bits: a stamp or a token.
+func randomString() string {
+	var b [stampSize]byte
+	for i, bits := 0, rand.Uint64(); i < stampSize; i, bits = i+1, bits>>8 {
+		b[i] = byte(bits)
+	}
+	return string(b[:])
+}
+
+// lifetime returns how long Redis keeps a value that is stored now: TTL, shortened at random, and StaleTTL.
+func (s *shared[K, V]) lifetime() time.Duration {
+	ttl := s.opts.TTL
+	if s.opts.Jitter > 0 {
+		ttl -= time.Duration(s.opts.Jitter * rand.Float64() * float64(ttl))
+	}
+	return max(ttl, time.Millisecond) + s.opts.StaleTTL
+}
+
+func (c *Cache[K, V]) storeCall(w *want[K], token string, e []byte, ttl time.Duration) call {
+	return call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
+}
+
+// stampReading reads the stamps of some ranges of slots and makes those that are missing.
+type stampReading struct {
+	parts   []int
+	made    []string // what a stamp is if it was missing
+	cmds    []rueidis.Completed
+	current map[int]reply // by range, after read
+}
+
+func (c *Cache[K, V]) stampCommands(parts []int) *stampReading {
+	r := &stampReading{parts: parts, current: make(map[int]reply, len(parts))}
+	for _, part := range parts {
+		made := randomString()
+		r.made = append(r.made, made)
+		r.cmds = append(r.cmds, c.client.B().Set().Key(c.keys.stamp(c.stampTags[part])).Value(made).
+			Nx().Get().PxMilliseconds(c.stampTTL).Build().ToRetryable())
+	}
+	return r
+}
+
+// read takes the replies and returns the error, or nil, of each range.
+func (r *stampReading) read(results []rueidis.RedisResult) map[int]error {
+	errs := make(map[int]error, len(r.parts))
+	for j, part := range r.parts {
+		stamp := replyOf(results[j])
+		stamp.text = cmp.Or(stamp.text, r.made[j])
+		r.current[part], errs[part] = stamp, stamp.err
+	}
+	return errs
+}
+
+// extendStamps returns the commands that make the stamps outlive what is stored with them.
+func (c *Cache[K, V]) extendStamps(parts []int) []rueidis.Completed {
+	cmds := make([]rueidis.Completed, len(parts))
+	for j, part := range parts {
+		cmds[j] = c.client.B().Pexpire().Key(c.keys.stamp(c.stampTags[part])).Milliseconds(c.stampTTL).Build().ToRetryable()
+	}
+	return cmds
+}
+
+func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	ws := make([]want[K], 0, len(values))
+	entries := make([][]byte, 0, len(values))
+	for k, v := range values {
+		e, err := c.opts.Codec.Append(make([]byte, headerSize, 2*headerSize), v)
+		if err != nil {
+			return fmt.Errorf("encode: %w", err)
+		}
+		if n := len(e) - headerSize; n > c.opts.MaxBytes {
+			return fmt.Errorf("%w: %d bytes, MaxBytes is %d", ErrTooLarge, n, c.opts.MaxBytes)
+		}
+		ws, entries = append(ws, c.want(k)), append(entries, e)
+	}
+	defer c.forget(ws)
+	for n := 0; n < len(ws); n += maxBatch {
+		end := min(n+maxBatch, len(ws))
+		if err := c.setChunk(ctx, ws[n:end], entries[n:end]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K], entries [][]byte) error {
+	var parts []int
+	for i := range ws {
+		if !slices.Contains(parts, ws[i].part) {
+			parts = append(parts, ws[i].part)
+		}
+	}
+	stamps := c.stampCommands(parts)
+	bound, cancel := c.deadlines.bound(ctx)
+	results := c.client.DoMulti(bound, stamps.cmds...)
+	cancel()
+	for _, err := range stamps.read(results) {
+		if err != nil {
+			return err
+		}
+	}
+	calls := make([]call, len(ws))
+	for i := range ws {
+		seal(entries[i], header{stamp: stamps.current[ws[i].part].text, nonce: rand.Uint32(), stale: c.opts.StaleTTL})
+		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
+	}
+	bound, cancel = c.deadlines.bound(ctx)
+	defer cancel()
+	_, results = pipeline(bound, c.client, c.extendStamps(parts), calls)
+	return firstError(results)
+}
+
+func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K]) error {
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	defer c.forget(ws)
+	for chunk := range slices.Chunk(ws, maxBatch) {
+		var cmds []rueidis.Completed
+		var keys []string
+		for i := range chunk {
+			keys = append(keys, chunk[i].entry, leaseKey(chunk[i].entry))
+			if c.cluster || i == len(chunk)-1 {
+				cmds = append(cmds, c.client.B().Unlink().Key(keys...).Build().ToRetryable())
+				keys = keys[:0]
+			}
+		}
+		if err := c.doAll(ctx, cmds); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cache[K, V]) invalidate(ctx context.Context) error {
+	if err := c.begin(ctx); err != nil {
+		return err
+	}
+	cmds := make([]rueidis.Completed, len(c.stampTags))
+	for part, tag := range c.stampTags {
+		cmds[part] = c.client.B().Unlink().Key(c.keys.stamp(tag)).Build().ToRetryable()
+	}
+	err := c.doAll(ctx, cmds)
+	for part := range c.remembered {
+		c.remembered[part].Store(nil)
+	}
+	return err
+}
+
+func (c *Cache[K, V]) doAll(ctx context.Context, cmds []rueidis.Completed) error {
+	bound, cancel := c.deadlines.bound(ctx)
+	defer cancel()
+	return firstError(c.client.DoMulti(bound, cmds...))
+}
+
+func firstError(results []rueidis.RedisResult) error {
+	for _, r := range results {
+		if err := r.Error(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget keeps callers from now on from waiting for flights that a delete or set has overtaken. They would
+// find out, but only after the load.
+func (c *Cache[K, V]) forget(ws []want[K]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range ws {
+		delete(c.flying, ws[i].entry)
+	}
+}
+
+// addError adds err to errs unless it is there: a load that fails, fails for many keys.
+func addError(errs []error, err error) []error {
+	for _, e := range errs {
+		if errors.Is(err, e) {
+			return errs
+		}
+	}
+	return append(errs, err)
+}
+
+// probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
+// read, the write breaker's by a write that a server which is full or read-only refuses.
+func (s *shared[K, V]) probe(breakers []breaker, part int) {
+	key := newKeyspace(s.prefix, s.opts.Version, "").stamp(s.stampTags[part])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed.Load() {
+		return
+	}
+	s.goWhileOpen(func() {
+		cmd := s.client.B().Get().Key(key).Build()
+		if &breakers[0] == &s.writes[0] {
+			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().Get().PxMilliseconds(s.stampTTL).Build()
+		}
+		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
+		defer cancel()
+		if reply := replyOf(s.client.Do(ctx, cmd)); reply.err == nil {
+			breakers[part].succeeded()
+		}
+	})
+}
