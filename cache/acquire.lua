@@ -2,7 +2,9 @@
 -- KEYS[1]  the entry      prefix:version:segment:{id}
 -- KEYS[2]  its lease      prefix:version:segment:{id}:l
 -- ARGV[1]  header (32 bytes) of the entry the caller rejected, "" if there was none
--- ARGV[2]  lease token, random    ARGV[3]  lease time, milliseconds
+-- ARGV[2]  lease token: the segment's stamp (8 bytes) and 8 random bytes
+-- ARGV[3]  lease time, milliseconds
+-- ARGV[4]  the stamp again, if the caller has seen it: leases under another one are void. "" if it guesses
 -- returns  the entry, if it is not the rejected one | 1 leased to the caller | 0 leased to someone else
 -- invariant: a lease has one owner and always expires. Sending the same call again changes nothing.
 local entry = redis.pcall('GET', KEYS[1]) -- pcall: a foreign type under the key counts as no entry
@@ -11,6 +13,10 @@ if type(entry) == 'string' and string.sub(entry, 1, 32) ~= ARGV[1] then
 end
 local owner = redis.call('SET', KEYS[2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
 if not owner or owner == ARGV[2] then
+  return 1
+end
+if ARGV[4] ~= '' and string.sub(owner, 1, 8) ~= ARGV[4] then
+  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) -- its load began before the segment was invalidated
   return 1
 end
 return 0

@@ -263,7 +263,7 @@ func (c *Cache[K, V]) Segment(name string) *Cache[K, V] {
 }
 
 func (s *shared[K, V]) view(segment string) *Cache[K, V] {
-	c := &Cache[K, V]{shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment)}
+	c := &Cache[K, V]{shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment, s.stampTags[0])}
 	if s.opts.ClientTTL > 0 {
 		c.remembered = make([]atomic.Pointer[rememberedStamp], len(s.stampTags))
 	}

@@ -66,6 +66,7 @@ type flight[V any] struct {
 	// Guarded by shared.mu until done is closed.
 	begun uint64 // shared.clock when it last looked at Redis, before the load; 0 = not yet
 	stamp string // the segment's stamp then
+	ended bool   // the load has: what comes between now and the storing of its value goes unnoticed
 
 	// Set before done is closed.
 	outcome[V]
@@ -119,10 +120,11 @@ func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K], load
 }
 
 // mayServe reports whether a caller who found stamp, after the clock showed start, may wait for f. It may if
-// f will still look at Redis, or did so after the caller came. If f looked earlier, a delete or set since
-// then will show when f stores, but an invalidation shows in the stamp only.
+// f will still look at Redis, or did so after the caller came. If f looked earlier, a delete or set before
+// the caller came will show when f stores, but an invalidation shows in the stamp only. Once f stores, the
+// caller's own flight will find the value.
 func (f *flight[V]) mayServe(start uint64, stamp string) bool {
-	return f.batch.waiters > 0 && (f.begun == 0 || f.begun > start || stamp != "" && f.stamp == stamp)
+	return f.batch.waiters > 0 && (f.begun == 0 || f.begun > start || stamp != "" && f.stamp == stamp && !f.ended)
 }
 
 // await waits for a flight. again means that its value may be older than the caller's wish, or that it has
@@ -298,8 +300,8 @@ type claim struct {
 }
 
 // acquire looks at pending entries once more and leases those that are still missing. Flights whose value
-// is there by now are finished. The others are claims to load, held by another process, or changed but of
-// no use either.
+// is there by now are finished. The others are claims to load, held by another process, or changed: to be
+// looked at again at once.
 func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int) {
 	ctx := t.batch.ctx
 	for chunk := range slices.Chunk(pending, maxBatch) {
@@ -324,9 +326,9 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		for j, i := range asked {
 			w := &t.wants[i]
 			t.flights[i].begun, t.flights[i].stamp = begun, w.found.stamp
-			tokens[j] = randomString()
+			tokens[j] = cmp.Or(w.found.stamp, stamps.made[slices.Index(stamps.parts, w.part)]) + randomString()
 			calls[j] = call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
-				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL),
+				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.stamp,
 			}}
 		}
 		t.mu.Unlock()
@@ -351,6 +353,8 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 				if !t.take(i) {
 					changed = append(changed, i)
 				}
+			case r.number == 1 && tokens[j][:stampSize] != stamp.text:
+				changed = append(changed, i) // leased under a stamp that is not the segment's: others may take it
 			case r.number == 1:
 				claims = append(claims, claim{i, tokens[j], stamp.text})
 				t.mu.Lock()
@@ -411,6 +415,11 @@ func (t *task[K, V]) loadClaims(claims []claim) {
 		keys[j] = t.wants[c.i].key
 	}
 	r := t.call(keys, claims)
+	t.mu.Lock()
+	for _, c := range claims {
+		t.flights[c.i].ended = true
+	}
+	t.mu.Unlock()
 	info := LoadInfo{Segment: t.segment, Keys: len(keys), Refresh: t.background, Took: r.took, Err: r.err}
 	t.stats.loads.Add(1)
 	if t.background {

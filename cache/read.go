@@ -105,7 +105,7 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K]) bool {
 		return false
 	}
 	bound, cancel := c.deadlines.bound(ctx)
-	values, err := c.client.Do(bound, c.client.B().Mget().Key(c.keys.stamp(c.stampTags[0]), w.entry).Build()).ToArray()
+	values, err := c.client.Do(bound, c.client.B().Mget().Key(c.keys.first, w.entry).Build()).ToArray()
 	cancel()
 	c.settle(ctx, c.reads, 0, "read", err)
 	if err != nil {

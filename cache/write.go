@@ -204,7 +204,7 @@ func addError(errs []error, err error) []error {
 // probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
 // read, the write breaker's by a write that a server which is full or read-only refuses.
 func (s *shared[K, V]) probe(breakers []breaker, part int) {
-	key := newKeyspace(s.prefix, s.opts.Version, "").stamp(s.stampTags[part])
+	key := s.view("").keys.stamp(s.stampTags[part])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.isClosed.Load() {

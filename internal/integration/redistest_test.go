@@ -189,6 +189,7 @@ func TestHarness_ServersOfTestsAreGoneAfterwards(t *testing.T) {
 func TestHarness_CommandsCountsExactly(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
+	require.NoError(t, set(t.Context(), server.Client(t), "k", "before"))
 	script := rueidis.NewLuaScript(`redis.call('SET', KEYS[1], 1) return redis.call('GET', KEYS[1])`)
 	counts := redistest.Commands(t, server, func() {
 		client := server.Client(t)
