@@ -35,6 +35,7 @@ func (d *docker) image(kind Kind) (string, error) {
 	return run.images.get(kind, func() (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
+		defer d.client.Close() //nolint:errcheck // closes idle connections: their goroutines would count as leaked
 		src, ok := sources[kind]
 		if !ok {
 			src.public = string(kind)
