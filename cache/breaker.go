@@ -36,7 +36,42 @@ func (b *breaker) succeeded() {
 
 func (b *breaker) failed() {
 	if b.failures.Add(1) == breakerFailures {
-		b.nextProbe.Store(int64(sinceEpoch() + probeInterval))
+		b.open()
+	}
+}
+
+func (b *breaker) open() { b.nextProbe.CompareAndSwap(0, int64(sinceEpoch()+probeInterval)) }
+
+// breakers has one breaker per range of slots, so that the loss of a node is no loss of the others.
+type breakers struct {
+	ranges []breaker
+	// A cluster that is gone altogether would take each range's callers three timeouts to notice. If
+	// there were failures and nothing has succeeded anywhere for as long as patience, all are opened.
+	patience time.Duration
+	streak   atomic.Int64 // when the present run of failures began, since epoch; 0 = there is none
+}
+
+func newBreakers(ranges int, patience time.Duration) breakers {
+	return breakers{ranges: make([]breaker, ranges), patience: patience}
+}
+
+func (b *breakers) succeeded(part int) {
+	if b.streak.Load() != 0 {
+		b.streak.Store(0)
+	}
+	b.ranges[part].succeeded()
+}
+
+func (b *breakers) failed(part int) {
+	b.ranges[part].failed()
+	now := sinceEpoch()
+	if b.streak.CompareAndSwap(0, int64(now)) {
+		return
+	}
+	if began := time.Duration(b.streak.Load()); began != 0 && now-began >= b.patience {
+		for i := range b.ranges {
+			b.ranges[i].open()
+		}
 	}
 }
 

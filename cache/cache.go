@@ -144,8 +144,8 @@ type shared[K comparable, V any] struct {
 	stampTags []string // one per range of slots
 	stampTTL  int64    // milliseconds
 	deadlines deadlines
-	reads     []breaker // one per range of slots, so that the loss of a node is no loss of the others
-	writes    []breaker
+	reads     breakers
+	writes    breakers
 	stats     counters
 
 	stop     context.Context // ends when Close gives up waiting
@@ -191,7 +191,8 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 	}
 	// Twice as long as any entry written under it, and extended by each write: it outlives them all.
 	s.stampTTL = 2 * max(opts.TTL+opts.StaleTTL, opts.NegativeTTL).Milliseconds()
-	s.reads, s.writes = make([]breaker, len(s.stampTags)), make([]breaker, len(s.stampTags))
+	s.reads = newBreakers(len(s.stampTags), opts.OpTimeout)
+	s.writes = newBreakers(len(s.stampTags), opts.OpTimeout)
 	s.stop, s.stopNow = context.WithCancel(context.Background())
 	return s.view(""), nil
 }
@@ -294,11 +295,11 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 			return zero, fmt.Errorf("cache: fetch: %w", err)
 		}
 		c.look(ctx, &w)
-		if v, ok := c.use(&w.found); ok {
+		if c.count(&w.found) {
 			if w.found.refresh {
-				c.refresh(ctx, []want[K]{w}, one(load))
+				c.refresh(ctx, []want[K, V]{w}, one(load))
 			}
-			return v, nil
+			return w.found.value, nil
 		}
 		switch err := w.found.err; {
 		case w.found.state == notFound:
@@ -308,7 +309,7 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 		case err != nil && c.opts.FailClosed:
 			return zero, fmt.Errorf("cache: fetch: %w", err)
 		}
-		waits, err := c.join(ctx, start, []want[K]{w}, one(load))
+		waits, err := c.join(ctx, start, []want[K, V]{w}, one(load))
 		if err != nil {
 			return zero, fmt.Errorf("cache: fetch: %w", err)
 		}
@@ -340,13 +341,12 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 			break
 		}
 		c.lookMany(ctx, todo)
-		var missed, outdated []want[K]
+		var missed, outdated []want[K, V]
 		for i := range todo {
 			w := &todo[i]
-			v, ok := c.use(&w.found)
 			switch {
-			case ok:
-				found[w.key] = v
+			case c.count(&w.found):
+				found[w.key] = w.found.value
 				if w.found.refresh {
 					outdated = append(outdated, *w)
 				}
@@ -398,14 +398,15 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (value V, ok bool, err err
 	}
 	w := c.want(key)
 	c.look(ctx, &w)
-	value, ok = c.use(&w.found)
 	switch {
+	case c.count(&w.found):
+		return w.found.value, true, nil
 	case w.found.state == notFound:
-		err = ErrNotFound
+		return value, false, ErrNotFound
 	case w.found.err != nil:
-		err = fmt.Errorf("cache: get: %w", w.found.err)
+		return value, false, fmt.Errorf("cache: get: %w", w.found.err)
 	}
-	return value, ok, err
+	return value, false, nil
 }
 
 // GetMany returns the values, fresh or stale, that the cache has for keys. If a part of Redis fails, it
@@ -420,8 +421,8 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	c.lookMany(ctx, todo)
 	for i := range todo {
 		w := &todo[i]
-		if v, ok := c.use(&w.found); ok {
-			found[w.key] = v
+		if c.count(&w.found) {
+			found[w.key] = w.found.value
 		} else if w.found.err != nil {
 			errs = addError(errs, w.found.err)
 		}

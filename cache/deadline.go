@@ -39,7 +39,8 @@ func (d *deadlines) bound(ctx context.Context) (context.Context, context.CancelF
 	case ok && dl.Before(shared.deadline):
 		return ctx, func() {}
 	}
-	return context.WithDeadline(ctx, shared.deadline)
+	merged, cancel := context.WithDeadline(ctx, shared.deadline)
+	return withoutDeadline{merged}, cancel
 }
 
 // withValues is a context with the values of another, which hooks around the client may look for.
@@ -49,3 +50,9 @@ type withValues struct {
 }
 
 func (c withValues) Value(key any) any { return c.values.Value(key) }
+
+// withoutDeadline is a context that ends when another does but does not say when. rueidis waits on an idle
+// connection until a deadline that it is told, whether or not the context is cancelled before.
+type withoutDeadline struct{ context.Context }
+
+func (withoutDeadline) Deadline() (time.Time, bool) { return time.Time{}, false }

@@ -6,18 +6,28 @@ import (
 	"time"
 )
 
-// Hooks are optional functions that a cache calls, for metrics and traces. They are called on the caller's
-// or the load's goroutine: keep them fast. Nil ones cost nothing.
+// Hooks are optional functions that a cache calls, for metrics and traces. They run on the caller's or the
+// load's goroutine, with its context, before callers get what they wait for: keep them fast. Nil ones cost
+// nothing.
 type Hooks struct {
-	// Lookup is called after each read of Redis for Fetch, FetchMany, Get or GetMany.
+	// Lookup is called after each read of Redis for Fetch, FetchMany, Get or GetMany. A Fetch that was
+	// overtaken by a delete, or began on a segment without a stamp, may read more than once.
 	Lookup func(ctx context.Context, info LookupInfo)
 	// Load is called after each call of a load and the writing of what it returned.
 	Load func(ctx context.Context, info LoadInfo)
-	// Error is called with each failure that the cache goes on in spite of: Redis could not be read, leased
-	// from or written to, or a value could not be encoded or was too large. op is "read", "lease", "store"
-	// or "encode". An operation that is skipped because Redis failed a moment ago is no new error.
+	// Error is called with each failure that the cache goes on in spite of; op is one of the Op constants.
+	// That Redis is not asked because it failed a moment ago is no new failure.
 	Error func(ctx context.Context, op string, err error)
 }
+
+// What a cache failed to do, for [Hooks].Error.
+const (
+	OpRead   = "read"   // read entries from Redis
+	OpLease  = "lease"  // take, extend or give back the lease of a load
+	OpStore  = "store"  // write what was loaded
+	OpEncode = "encode" // encode what was loaded, or it is too large
+	OpDecode = "decode" // decode a whole entry: Version was not changed with the encoding
+)
 
 // LookupInfo describes one read of Redis. Its counts add up to the number of keys.
 type LookupInfo struct {
@@ -50,12 +60,13 @@ type Stats struct {
 	Loads     uint64 // calls of a load
 	LoadErrs  uint64 // of these, calls that returned an error or panicked
 	Refreshes uint64 // of these, calls in the background
+	Stored    uint64 // loaded values, or knowledge that there is none, that Redis accepted
 	Refused   uint64 // loaded values not stored since the key was deleted, set or leased anew meanwhile
 	Errors    uint64 // failures that Hooks.Error tells of
 }
 
 type counters struct {
-	hits, stale, notFound, misses, shared, loads, loadErrs, refreshes, refused, errors atomic.Uint64
+	hits, stale, notFound, misses, shared, loads, loadErrs, refreshes, stored, refused, errors atomic.Uint64
 }
 
 // Stats returns the counts so far. They are not read at one instant.
@@ -64,7 +75,7 @@ func (c *Cache[K, V]) Stats() Stats {
 	return Stats{
 		Hits: n.hits.Load(), Stale: n.stale.Load(), NotFound: n.notFound.Load(), Misses: n.misses.Load(),
 		Shared: n.shared.Load(), Loads: n.loads.Load(), LoadErrs: n.loadErrs.Load(),
-		Refreshes: n.refreshes.Load(), Refused: n.refused.Load(), Errors: n.errors.Load(),
+		Refreshes: n.refreshes.Load(), Stored: n.stored.Load(), Refused: n.refused.Load(), Errors: n.errors.Load(),
 	}
 }
 

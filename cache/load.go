@@ -95,7 +95,7 @@ type wait[V any] struct {
 
 // join finds or begins a flight for each of ws, whose entries were found to be missing after the clock
 // showed start. The caller must leave what it returns.
-func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K], load loadFunc[K, V]) ([]wait[V], error) {
+func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], load loadFunc[K, V]) ([]wait[V], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed.Load() {
@@ -170,7 +170,7 @@ func (s *shared[K, V]) leave(waits []wait[V]) {
 }
 
 // refresh loads ws anew in the background, except those that are being loaded already.
-func (c *Cache[K, V]) refresh(ctx context.Context, ws []want[K], load loadFunc[K, V]) {
+func (c *Cache[K, V]) refresh(ctx context.Context, ws []want[K, V], load loadFunc[K, V]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed.Load() {
@@ -194,7 +194,7 @@ type task[K comparable, V any] struct {
 	batch      *batch
 	load       loadFunc[K, V]
 	background bool
-	wants      []want[K]
+	wants      []want[K, V]
 	flights    []*flight[V] // of the wants
 }
 
@@ -202,7 +202,7 @@ func (c *Cache[K, V]) newTask(load loadFunc[K, V], background bool) *task[K, V] 
 	return &task[K, V]{Cache: c, batch: &batch{}, load: load, background: background}
 }
 
-func (t *task[K, V]) add(w want[K]) *flight[V] {
+func (t *task[K, V]) add(w want[K, V]) *flight[V] {
 	f := &flight[V]{entry: w.entry, batch: t.batch, done: make(chan struct{})}
 	t.flying[w.entry] = f
 	t.wants, t.flights = append(t.wants, w), append(t.flights, f)
@@ -304,10 +304,12 @@ type claim struct {
 // looked at again at once.
 func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int) {
 	ctx := t.batch.ctx
+	made := map[int]string{} // stamps that were missing and are there since an earlier chunk
 	for chunk := range slices.Chunk(pending, maxBatch) {
 		var asked []int
 		for _, i := range chunk {
-			if w := &t.wants[i]; w.found.err == nil && t.mayUse(t.writes, w.part) {
+			t.wants[i].found.stamp = cmp.Or(t.wants[i].found.stamp, made[t.wants[i].part])
+			if w := &t.wants[i]; w.found.err == nil && t.mayUse(&t.writes, w.part) {
 				asked = append(asked, i)
 			} else if err := cmp.Or(w.found.err, ErrUnavailable); t.opts.FailClosed {
 				t.finish(i, outcome[V]{err: fmt.Errorf("cache: lease: %w", err)})
@@ -337,10 +339,13 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		stampReplies, callReplies := pipeline(bound, t.client, stamps.cmds, calls)
 		cancel()
 		errs := stamps.read(stampReplies)
+		for part, stamp := range stamps.current {
+			made[part] = stamp.text
+		}
 		for j, i := range asked {
 			w, r := &t.wants[i], replyOf(callReplies[j])
 			stamp := stamps.current[w.part]
-			w.found = t.interpret(r, stamp, unknownTTL)
+			w.found = t.interpret(ctx, r, stamp, unknownTTL)
 			switch {
 			case w.found.err != nil:
 				errs[w.part] = cmp.Or(errs[w.part], w.found.err)
@@ -365,7 +370,7 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, t.writes, part, "lease", err)
+			t.settle(ctx, &t.writes, part, OpLease, err)
 		}
 	}
 	return claims, held, changed
@@ -376,12 +381,7 @@ func (t *task[K, V]) take(i int) bool {
 	found := &t.wants[i].found
 	switch found.state {
 	case hit:
-		payload := entry(found.stored).payload()
-		v, err := t.decode(payload)
-		if err != nil {
-			return false
-		}
-		t.finish(i, outcome[V]{value: v, payload: payload})
+		t.finish(i, outcome[V]{value: found.value, payload: entry(found.stored).payload()})
 	case notFound:
 		t.finish(i, outcome[V]{err: ErrNotFound})
 	default:
@@ -425,24 +425,27 @@ func (t *task[K, V]) loadClaims(claims []claim) {
 	if t.background {
 		t.stats.refreshes.Add(1)
 	}
+	var current []bool
 	if r.err != nil {
 		t.stats.loadErrs.Add(1)
 		t.giveBack(claims, r.err)
-		for _, c := range claims {
-			t.finish(c.i, outcome[V]{err: r.err})
-		}
 	} else {
-		current := t.store(claims, r, &info)
-		for j, c := range claims {
-			o := outcome[V]{value: r.loaded[j].value, err: r.loaded[j].err, current: current[j]}
-			if e := r.entries[j]; e != nil {
-				o.payload = entry(e).payload()
-			}
-			t.finish(c.i, o)
-		}
+		current = t.store(claims, r, &info)
+		t.stats.stored.Add(uint64(info.Stored))
+		t.stats.refused.Add(uint64(info.Refused))
 	}
 	if t.opts.Hooks.Load != nil {
 		t.opts.Hooks.Load(t.batch.ctx, info)
+	}
+	for j, c := range claims {
+		o := outcome[V]{err: r.err}
+		if r.err == nil {
+			o = outcome[V]{value: r.loaded[j].value, err: r.loaded[j].err, current: current[j]}
+			if e := r.entries[j]; e != nil {
+				o.payload = entry(e).payload()
+			}
+		}
+		t.finish(c.i, o)
 	}
 }
 
@@ -503,7 +506,7 @@ func (t *task[K, V]) encode(ctx context.Context, values []loaded[V]) [][]byte {
 		}
 		b, err := t.opts.Codec.Append(make([]byte, headerSize, 2*headerSize), l.value)
 		if err != nil {
-			t.survived(ctx, "encode", err)
+			t.survived(ctx, OpEncode, err)
 			continue
 		}
 		entries[j] = b
@@ -530,7 +533,7 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 			e, ttl = make([]byte, headerSize), t.opts.NegativeTTL
 		case e == nil: // nothing that could be stored: what was there goes
 		case len(e)-headerSize > t.opts.MaxBytes:
-			t.survived(t.batch.ctx, "encode", ErrTooLarge)
+			t.survived(t.batch.ctx, OpEncode, ErrTooLarge)
 			e = nil
 		default:
 			h.stale = t.opts.StaleTTL
@@ -562,11 +565,10 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 				info.Stored++
 			case stored == 0 && err == nil:
 				info.Refused++
-				t.stats.refused.Add(1)
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, t.writes, part, "store", err)
+			t.settle(ctx, &t.writes, part, OpStore, err)
 		}
 	}
 	return current
@@ -609,7 +611,7 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, t.writes, part, "lease", err)
+			t.settle(ctx, &t.writes, part, OpLease, err)
 		}
 	}
 }

@@ -32,24 +32,25 @@ const (
 )
 
 // want is a key that is wanted and what is known about its entry.
-type want[K comparable] struct {
+type want[K comparable, V any] struct {
 	key   K
-	entry string // entry key
-	part  int    // its range of slots
-	found lookup // what the last look at it found
+	entry string    // entry key
+	part  int       // its range of slots
+	found lookup[V] // what the last look at it found
 }
 
 // lookup is what was found for one key.
-type lookup struct {
+type lookup[V any] struct {
 	state   state
+	value   V      // of a hit or a stale one
 	refresh bool   // the value should be loaded anew in the background
 	stored  []byte // what is under the entry key, usable or not; an alias of the reply
 	stamp   string // the segment's stamp at the time, "" if it was missing
 	err     error  // Redis could not be asked
 }
 
-func (c *Cache[K, V]) want(key K) want[K] {
-	w := want[K]{key: key, entry: c.keys.entry(c.id(key))}
+func (c *Cache[K, V]) want(key K) want[K, V] {
+	w := want[K, V]{key: key, entry: c.keys.entry(c.id(key))}
 	if c.cluster {
 		get := c.client.B().Get().Key(w.entry).Build() // the builder knows how to compute slots
 		w.part = rangeOfSlot(get.Slot())
@@ -58,8 +59,8 @@ func (c *Cache[K, V]) want(key K) want[K] {
 }
 
 // wants returns a want for each different key.
-func (c *Cache[K, V]) wants(keys []K) []want[K] {
-	ws := make([]want[K], 0, len(keys))
+func (c *Cache[K, V]) wants(keys []K) []want[K, V] {
+	ws := make([]want[K, V], 0, len(keys))
 	seen := make(map[K]struct{}, len(keys))
 	for _, k := range keys {
 		if _, ok := seen[k]; !ok {
@@ -71,22 +72,22 @@ func (c *Cache[K, V]) wants(keys []K) []want[K] {
 }
 
 // look reads the entry of w.
-func (c *Cache[K, V]) look(ctx context.Context, w *want[K]) {
+func (c *Cache[K, V]) look(ctx context.Context, w *want[K, V]) {
 	began := c.beginLookup()
 	if !c.lookFast(ctx, w) {
-		one := []want[K]{*w}
+		one := []want[K, V]{*w}
 		c.lookChunk(ctx, one)
 		*w = one[0]
 	}
 	if c.opts.Hooks.Lookup != nil {
-		c.endLookup(ctx, began, []want[K]{*w})
+		c.endLookup(ctx, began, []want[K, V]{*w})
 	}
 }
 
 // lookFast reads the entry of w in the two cases that must cost little: one MGET of stamp and entry from one
 // server, and a copy of the entry in this process. It reports false if it has not.
-func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K]) bool {
-	if c.asksTTL || !c.mayUse(c.reads, w.part) {
+func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
+	if c.asksTTL || !c.mayUse(&c.reads, w.part) {
 		return false
 	}
 	if c.opts.ClientTTL > 0 {
@@ -97,8 +98,8 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K]) bool {
 		bound, cancel := c.deadlines.bound(ctx)
 		value := replyOf(c.client.DoCache(bound, c.client.B().Get().Key(w.entry).Cache(), c.opts.ClientTTL))
 		cancel()
-		c.settle(ctx, c.reads, w.part, "read", value.err)
-		w.found = c.interpret(value, reply{text: stamp}, unknownTTL)
+		c.settle(ctx, &c.reads, w.part, OpRead, value.err)
+		w.found = c.interpret(ctx, value, reply{text: stamp}, unknownTTL)
 		return true
 	}
 	if c.cluster {
@@ -107,17 +108,17 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K]) bool {
 	bound, cancel := c.deadlines.bound(ctx)
 	values, err := c.client.Do(bound, c.client.B().Mget().Key(c.keys.first, w.entry).Build()).ToArray()
 	cancel()
-	c.settle(ctx, c.reads, 0, "read", err)
+	c.settle(ctx, &c.reads, 0, OpRead, err)
 	if err != nil {
-		w.found = lookup{err: err}
+		w.found = lookup[V]{err: err}
 		return true
 	}
-	w.found = c.interpret(messageReply(&values[1]), messageReply(&values[0]), unknownTTL)
+	w.found = c.interpret(ctx, messageReply(&values[1]), messageReply(&values[0]), unknownTTL)
 	return true
 }
 
 // lookMany reads the entries of ws.
-func (c *Cache[K, V]) lookMany(ctx context.Context, ws []want[K]) {
+func (c *Cache[K, V]) lookMany(ctx context.Context, ws []want[K, V]) {
 	began := c.beginLookup()
 	for chunk := range slices.Chunk(ws, maxBatch) {
 		c.lookChunk(ctx, chunk)
@@ -132,7 +133,7 @@ func (c *Cache[K, V]) beginLookup() (began time.Duration) {
 	return began
 }
 
-func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []want[K]) {
+func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []want[K, V]) {
 	if c.opts.Hooks.Lookup == nil {
 		return
 	}
@@ -152,20 +153,20 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 	c.opts.Hooks.Lookup(ctx, info)
 }
 
-func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K]) {
+func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
 	// First the stamps of the ranges of slots that the entries lie in, then the entries.
 	var parts []int
 	var keys, ttlKeys []string
 	for i := range ws {
-		if part := ws[i].part; !slices.Contains(parts, part) && c.mayUse(c.reads, part) {
+		if part := ws[i].part; !slices.Contains(parts, part) && c.mayUse(&c.reads, part) {
 			parts = append(parts, part)
 			keys = append(keys, c.keys.stamp(c.stampTags[part]))
 		}
 	}
-	var asked []*want[K]
+	var asked []*want[K, V]
 	for i := range ws {
 		if !slices.Contains(parts, ws[i].part) {
-			ws[i].found = lookup{err: ErrUnavailable}
+			ws[i].found = lookup[V]{err: ErrUnavailable}
 			continue
 		}
 		asked = append(asked, &ws[i])
@@ -194,11 +195,11 @@ func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K]) {
 			left = time.Duration(max(ttls[i].number, 0)) * time.Millisecond
 			value.err = cmp.Or(value.err, ttls[i].err)
 		}
-		w.found = c.interpret(value, stamps[w.part], left)
+		w.found = c.interpret(ctx, value, stamps[w.part], left)
 		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
 	}
 	for part, err := range errs {
-		c.settle(ctx, c.reads, part, "read", err)
+		c.settle(ctx, &c.reads, part, OpRead, err)
 	}
 }
 
@@ -257,15 +258,21 @@ func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, 
 	return values, replies(results[1:])
 }
 
-// interpret says what a reply means for a reader who found stamp. left is how long the entry will live.
-func (c *Cache[K, V]) interpret(value, stamp reply, left time.Duration) lookup {
-	l := lookup{stored: value.bytes(), stamp: stamp.text, err: cmp.Or(value.err, stamp.err)}
+// interpret says what a reply means for a reader who found stamp, and decodes it. left is how long the entry
+// will live. What cannot be decoded is a miss.
+func (c *Cache[K, V]) interpret(ctx context.Context, value, stamp reply, left time.Duration) lookup[V] {
+	l := lookup[V]{stored: value.bytes(), stamp: stamp.text, err: cmp.Or(value.err, stamp.err)}
 	e, ok := parse(l.stored)
 	if l.err != nil || !ok || !e.under(l.stamp) {
 		return l
 	}
 	if e.notFound() {
 		l.state = notFound
+		return l
+	}
+	var err error
+	if l.value, err = c.decode(e.payload()); err != nil {
+		c.survived(ctx, OpDecode, err)
 		return l
 	}
 	l.state = hit
@@ -280,43 +287,39 @@ func (c *Cache[K, V]) interpret(value, stamp reply, left time.Duration) lookup {
 	return l
 }
 
-// use decodes and counts what was found. A value that cannot be decoded is a miss.
-func (c *Cache[K, V]) use(l *lookup) (v V, ok bool) {
-	if l.state == hit || l.state == stale {
-		var err error
-		if v, err = c.decode(entry(l.stored).payload()); err != nil {
-			l.state = miss
-		}
-	}
+// count adds what was found to the statistics and reports whether it is a value.
+func (c *Cache[K, V]) count(l *lookup[V]) bool {
 	switch l.state {
 	case hit:
 		c.stats.hits.Add(1)
+		return true
 	case stale:
 		c.stats.stale.Add(1)
+		return true
 	case notFound:
 		c.stats.notFound.Add(1)
 	case miss:
 		c.stats.misses.Add(1)
 	}
-	return v, l.state == hit || l.state == stale
+	return false
 }
 
 // mayUse reports whether Redis may be asked about a range of slots, and starts a probe that is due.
-func (s *shared[K, V]) mayUse(breakers []breaker, part int) bool {
-	ok, probe := breakers[part].allow()
+func (s *shared[K, V]) mayUse(b *breakers, part int) bool {
+	ok, probe := b.ranges[part].allow()
 	if probe {
-		s.probe(breakers, part)
+		s.probe(b, part)
 	}
 	return ok
 }
 
 // settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing.
-func (s *shared[K, V]) settle(ctx context.Context, breakers []breaker, part int, op string, err error) {
+func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op string, err error) {
 	switch {
 	case err == nil:
-		breakers[part].succeeded()
+		b.succeeded(part)
 	case !over(ctx):
-		breakers[part].failed()
+		b.failed(part)
 		s.survived(ctx, op, err)
 	}
 }

@@ -33,7 +33,7 @@ func (s *shared[K, V]) lifetime() time.Duration {
 	return max(ttl, time.Millisecond) + s.opts.StaleTTL
 }
 
-func (c *Cache[K, V]) storeCall(w *want[K], token string, e []byte, ttl time.Duration) call {
+func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.Duration) call {
 	return call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
 }
 
@@ -80,7 +80,7 @@ func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
 	if err := c.begin(ctx); err != nil {
 		return err
 	}
-	ws := make([]want[K], 0, len(values))
+	ws := make([]want[K, V], 0, len(values))
 	entries := make([][]byte, 0, len(values))
 	for k, v := range values {
 		e, err := c.opts.Codec.Append(make([]byte, headerSize, 2*headerSize), v)
@@ -102,7 +102,7 @@ func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
 	return nil
 }
 
-func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K], entries [][]byte) error {
+func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][]byte) error {
 	var parts []int
 	for i := range ws {
 		if !slices.Contains(parts, ws[i].part) {
@@ -129,7 +129,7 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K], entries [][]by
 	return firstError(results)
 }
 
-func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K]) error {
+func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
 	if err := c.begin(ctx); err != nil {
 		return err
 	}
@@ -183,7 +183,7 @@ func firstError(results []rueidis.RedisResult) error {
 
 // forget keeps callers from now on from waiting for flights that a delete or set has overtaken. They would
 // find out, but only after the load.
-func (c *Cache[K, V]) forget(ws []want[K]) {
+func (c *Cache[K, V]) forget(ws []want[K, V]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range ws {
@@ -203,7 +203,7 @@ func addError(errs []error, err error) []error {
 
 // probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
 // read, the write breaker's by a write that a server which is full or read-only refuses.
-func (s *shared[K, V]) probe(breakers []breaker, part int) {
+func (s *shared[K, V]) probe(b *breakers, part int) {
 	key := s.view("").keys.stamp(s.stampTags[part])
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,13 +212,13 @@ func (s *shared[K, V]) probe(breakers []breaker, part int) {
 	}
 	s.goWhileOpen(func() {
 		cmd := s.client.B().Get().Key(key).Build()
-		if &breakers[0] == &s.writes[0] {
+		if b == &s.writes {
 			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().Get().PxMilliseconds(s.stampTTL).Build()
 		}
 		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
 		defer cancel()
 		if reply := replyOf(s.client.Do(ctx, cmd)); reply.err == nil {
-			breakers[part].succeeded()
+			b.succeeded(part)
 		}
 	})
 }

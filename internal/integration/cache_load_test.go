@@ -223,7 +223,7 @@ func TestCache_APanickingLoadReachesAllAndLeavesNoLease(t *testing.T) {
 	for name, die := range map[string]func(){
 		"panic":  func() { panic("boom") },
 		"error":  func() { panic(cause) },
-		"nil":    func() { panic(nil) }, //nolint:govet // that is the case
+		"nil":    func() { panic(nil) },
 		"goexit": runtime.Goexit,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -453,7 +453,9 @@ func TestCache_ALoadOvertakenByAWriteIsReturnedButNotStored(t *testing.T) {
 			"delete":     func(c *cache.Cache[string, string]) error { return c.Delete(ctx, "k") },
 			"invalidate": func(c *cache.Cache[string, string]) error { return c.Invalidate(ctx) },
 			"set":        func(c *cache.Cache[string, string]) error { return c.Set(ctx, "k", "new") },
-			"set many":   func(c *cache.Cache[string, string]) error { return c.SetMany(ctx, map[string]string{"k": "new", "l": "x"}) },
+			"set many": func(c *cache.Cache[string, string]) error {
+				return c.SetMany(ctx, map[string]string{"k": "new", "l": "x"})
+			},
 		} {
 			for _, where := range []string{"here", "elsewhere"} {
 				prefix := redistest.Prefix(t)
@@ -604,7 +606,7 @@ func playSchedule(t *testing.T, clients []rueidis.Client, prefix string, seed ui
 					}
 					return strconv.FormatInt(v, 10), nil
 				}
-				check := func(cell *cell, least int64, v string, err error) {
+				check := func(least int64, v string, err error) {
 					if errors.Is(err, cache.ErrNotFound) {
 						return
 					}
@@ -618,7 +620,7 @@ func playSchedule(t *testing.T, clients []rueidis.Client, prefix string, seed ui
 					cell := &cells[seg][k]
 					least := cell.settle.Load()
 					v, err := c.Fetch(ctx, key, func(context.Context, string) (string, error) { return read(cell) })
-					check(cell, least, v, err)
+					check(least, v, err)
 				case op < 6:
 					least := [2]int64{cells[seg][0].settle.Load(), cells[seg][1].settle.Load()}
 					values, err := c.FetchMany(ctx, []string{"0", "1"}, func(_ context.Context, keys []string) (map[string]string, error) {
@@ -634,7 +636,7 @@ func playSchedule(t *testing.T, clients []rueidis.Client, prefix string, seed ui
 					require.NoError(t, err)
 					for k, v := range values {
 						i, _ := strconv.Atoi(k)
-						check(&cells[seg][i], least[i], v, nil)
+						check(least[i], v, nil)
 					}
 				case op < 9:
 					cell := &cells[seg][k]

@@ -597,7 +597,9 @@ func TestCache_ReturnedSlicesMayBeChanged(t *testing.T) {
 			for range 10 {
 				wg.Go(fetch)
 			}
-			require.Eventually(t, func() bool { return c.Stats().Shared == 10 }, 10*time.Second, time.Millisecond)
+			if opts.ClientTTL == 0 { // else some may miss the stamp for some milliseconds, and have flights of their own
+				require.Eventually(t, func() bool { return c.Stats().Shared == 10 }, 10*time.Second, time.Millisecond)
+			}
 			close(release)
 			wg.Wait()
 			for range 3 {
@@ -619,7 +621,7 @@ func TestCache_LargeValuesAreReturnedButNotStored(t *testing.T) {
 	var hooked atomic.Int64
 	c := newCache(t, client, prefix, cache.Options[string, string]{MaxBytes: 10, Hooks: cache.Hooks{
 		Error: func(_ context.Context, op string, err error) {
-			if op == "encode" && errors.Is(err, cache.ErrTooLarge) {
+			if op == cache.OpEncode && errors.Is(err, cache.ErrTooLarge) {
 				hooked.Add(1)
 			}
 		},
@@ -761,7 +763,7 @@ func TestCache_ManyKeysGoInBatches(t *testing.T) {
 		loads := 0
 		many, err := c.FetchMany(ctx, ids, func(_ context.Context, keys []string) (map[string]string, error) {
 			loads++
-			require.Len(t, keys, len(want))
+			require.Equal(t, len(want), len(keys)) //nolint:testifylint // Len prints them all
 			return want, nil
 		})
 		require.NoError(t, err)
@@ -901,7 +903,7 @@ func TestCache_HooksAndStatsTellWhatHappened(t *testing.T) {
 	require.Equal(t, []cache.LoadInfo{
 		{Segment: "seg:1", Keys: 3, Stored: 3}, {Segment: "seg:1", Keys: 1, Err: failure}, {Segment: "seg:1", Keys: 1, Refused: 1},
 	}, loads)
-	require.Equal(t, cache.Stats{Hits: 2, Stale: 1, NotFound: 1, Misses: 5, Loads: 3, LoadErrs: 1, Refused: 1}, c.Stats())
+	require.Equal(t, cache.Stats{Hits: 2, Stale: 1, NotFound: 1, Misses: 5, Loads: 3, LoadErrs: 1, Stored: 3, Refused: 1}, c.Stats())
 }
 
 func TestCache_CloseWaitsAndThenRefuses(t *testing.T) {
@@ -917,8 +919,11 @@ func TestCache_CloseWaitsAndThenRefuses(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "old", v)
 
-	closed := make(chan error, 1)
-	go func() { closed <- c.Segment("any").Close(ctx) }()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		require.NoError(t, c.Segment("any").Close(ctx))
+	}()
 	require.Eventually(t, func() bool {
 		_, err := c.Fetch(ctx, "k", noLoad)
 		return errors.Is(err, cache.ErrClosed)
@@ -929,7 +934,7 @@ func TestCache_CloseWaitsAndThenRefuses(t *testing.T) {
 	default:
 	}
 	close(release)
-	require.NoError(t, <-closed)
+	<-closed
 	stored, err := do(t, client, entryKey(prefix, "k"), "GET").ToString()
 	require.NoError(t, err)
 	require.True(t, strings.HasSuffix(stored, "new"), "the refresh was finished")
