@@ -88,8 +88,12 @@ type Options[K comparable, V any] struct {
 	LoadTimeout time.Duration
 
 	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit
-	// and three on a miss, and none after one that failed, so that a Redis that hangs delays it by one
-	// OpTimeout. Round trips may be given up to an eighth less. At least 1ms. Defaults to 200ms.
+	// and three on a miss, and none after one that failed, so that a Redis that hangs or is down delays it by
+	// one OpTimeout; a few such calls later Redis is not asked any more until it answers again. Round trips
+	// may be given up to an eighth less. That a context is cancelled, rather than at its deadline, may be
+	// noticed only when the round trip ends. Where other users of the client may be the ones to open a
+	// connection, all wait for it as long as the client's Dialer.Timeout, 5s by default: lower that too. At
+	// least 1ms. Defaults to 200ms.
 	OpTimeout time.Duration
 
 	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
@@ -128,7 +132,7 @@ type Cache[K comparable, V any] struct {
 	*shared[K, V]
 	segment string
 	keys    keyspace
-	// remembered has the stamps that ClientTTL reads go by, one per range of slots.
+	// remembered has the stamps that reads go by, one per range of slots.
 	remembered []atomic.Pointer[rememberedStamp]
 }
 
@@ -159,6 +163,9 @@ type shared[K comparable, V any] struct {
 	flying  map[string]*flight[V] // by entry key
 	running int                   // goroutines of ours
 	idle    chan struct{}         // closed when Close has been called and nothing runs
+
+	viewsMu sync.RWMutex
+	views   map[string]*Cache[K, V] // by segment
 }
 
 // New returns a cache whose keys begin with prefix, which must not be empty or contain braces. It reports
@@ -185,6 +192,7 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 		deadlines: deadlines{timeout: opts.OpTimeout},
 		flying:    make(map[string]*flight[V]),
 		idle:      make(chan struct{}),
+		views:     make(map[string]*Cache[K, V]),
 	}
 	if _, ok := any(opts.Codec).(stringCodec); ok {
 		s.decode = any(aliasString).(func([]byte) (V, error)) // a stringCodec is a Codec[V] only if V is string
@@ -256,18 +264,35 @@ func (o *Options[K, V]) setDefaults() error {
 const maxTTL = 50 * 365 * 24 * time.Hour
 
 // Segment returns the view of one named part of the cache, such as a tenant or a model, whose values can be
-// invalidated together. It costs no round trip and little memory, so that it can be called on each request;
-// a view that is kept makes ClientTTL reads a little cheaper. Any name is legal; "" is the part
-// that New returned. Segments do not nest: a segment of a segment is a segment of the cache.
+// invalidated together. It costs no round trip and may be called on each request. Any name is legal; "" is the
+// part that New returned. Segments do not nest: a segment of a segment is a segment of the cache.
 func (c *Cache[K, V]) Segment(name string) *Cache[K, V] {
 	return c.view(name)
 }
 
+// maxViews bounds what views of segments take up. Views that are forgotten go on working.
+const maxViews = 4096
+
 func (s *shared[K, V]) view(segment string) *Cache[K, V] {
-	c := &Cache[K, V]{shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment, s.stampTags[0])}
-	if s.opts.ClientTTL > 0 {
-		c.remembered = make([]atomic.Pointer[rememberedStamp], len(s.stampTags))
+	s.viewsMu.RLock()
+	c := s.views[segment]
+	s.viewsMu.RUnlock()
+	if c != nil {
+		return c
 	}
+	s.viewsMu.Lock()
+	defer s.viewsMu.Unlock()
+	if c = s.views[segment]; c != nil {
+		return c
+	}
+	if len(s.views) >= maxViews {
+		clear(s.views)
+	}
+	c = &Cache[K, V]{
+		shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment),
+		remembered: make([]atomic.Pointer[rememberedStamp], len(s.stampTags)),
+	}
+	s.views[segment] = c
 	return c
 }
 
@@ -464,8 +489,8 @@ func (c *Cache[K, V]) Delete(ctx context.Context, keys ...K) error {
 // Invalidate removes all values of this segment, in all versions, at a cost that does not depend on how
 // many there are: the segment's stamp, without which its entries count for nothing, is deleted. Loads
 // that are under way, in any process, will not be seen by those that begin a Fetch later. The entries
-// themselves end with their TTL. One round trip; a cluster has up to 64 stamps per segment. If it returns an
-// error, the values may still be there: repeat it.
+// themselves end with their TTL. One round trip, for a cluster's up to 64 stamps of a segment too, and 20ms,
+// after which no process remembers the stamp. If it returns an error, the values may still be there: repeat it.
 func (c *Cache[K, V]) Invalidate(ctx context.Context) error {
 	if err := c.invalidate(ctx); err != nil {
 		return fmt.Errorf("cache: invalidate: %w", err)

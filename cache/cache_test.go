@@ -116,8 +116,7 @@ func TestKeys_DifferForDifferentPartsAndShareASlot(t *testing.T) {
 	for _, prefix := range prefixes {
 		for _, segment := range odd {
 			for _, version := range odd {
-				k := newKeyspace(prefix, version, segment, "0")
-				require.Equal(t, k.stamp("0"), k.first)
+				k := newKeyspace(prefix, version, segment)
 				for _, id := range odd {
 					e := k.entry(id)
 					add(e, "entry", prefix, version, segment, id)
@@ -126,7 +125,7 @@ func TestKeys_DifferForDifferentPartsAndShareASlot(t *testing.T) {
 					require.NotEqual(t, e, hashed(e), "an id that is not hashed alone would separate entry and lease")
 				}
 			}
-			k := newKeyspace(prefix, "", segment, "0")
+			k := newKeyspace(prefix, "", segment)
 			for _, tag := range []string{"0", "17"} {
 				add(k.stamp(tag), "stamp", prefix, segment, tag)
 			}
@@ -137,8 +136,8 @@ func TestKeys_DifferForDifferentPartsAndShareASlot(t *testing.T) {
 func TestKeys_AnyTwoPartsDiffer(t *testing.T) {
 	t.Parallel()
 	require.NoError(t, quick.Check(func(s1, v1, i1, s2, v2, i2 string) bool {
-		a := newKeyspace("p", v1, s1, "0").entry(i1)
-		b := newKeyspace("p", v2, s2, "0").entry(i2)
+		a := newKeyspace("p", v1, s1).entry(i1)
+		b := newKeyspace("p", v2, s2).entry(i2)
 		return (a == b) == (s1 == s2 && v1 == v2 && i1 == i2) && hashed(a) == hashed(leaseKey(a)) && hashed(a) != a
 	}, &quick.Config{MaxCount: 20_000}))
 }
@@ -327,7 +326,7 @@ func TestDeadlines_BoundByTheNearer(t *testing.T) {
 		d := deadlines{timeout: 80 * time.Millisecond}
 		within := func(ctx context.Context, least, most time.Duration) {
 			t.Helper()
-			bound, cancel := d.bound(ctx)
+			bound, cancel := d.bound(ctx, sinceEpoch())
 			defer cancel()
 			began := time.Now()
 			<-bound.Done()
@@ -356,13 +355,13 @@ func TestDeadlines_BoundByTheNearer(t *testing.T) {
 		within(far, 0, 0)
 
 		// Those that begin within an eighth share one context and its timer.
-		a, _ := d.bound(background)
+		a, _ := d.bound(background, sinceEpoch())
 		time.Sleep(9 * time.Millisecond) //nolint:forbidigo // synctest's time
-		b, _ := d.bound(background)
-		require.True(t, a == b)
+		b, _ := d.bound(background, sinceEpoch())
+		require.Same(t, a, b)
 		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
-		c, _ := d.bound(background)
-		require.False(t, a == c)
+		c, _ := d.bound(background, sinceEpoch())
+		require.NotSame(t, a, c)
 		<-c.Done()
 	})
 }

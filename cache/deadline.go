@@ -20,10 +20,10 @@ type sharedDeadline struct {
 	renewAt  time.Duration // since epoch
 }
 
-// bound returns a context that ends with ctx, and after OpTimeout at the latest, and keeps ctx's values.
-func (d *deadlines) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+// bound returns, now, a context that ends with ctx, and after OpTimeout at the latest, and keeps ctx's values.
+func (d *deadlines) bound(ctx context.Context, now time.Duration) (context.Context, context.CancelFunc) {
 	shared := d.current.Load()
-	if now := sinceEpoch(); shared == nil || now >= shared.renewAt {
+	if shared == nil || now >= shared.renewAt {
 		next := &sharedDeadline{deadline: time.Now().Add(d.timeout), renewAt: now + d.timeout/8}
 		var cancel context.CancelFunc
 		next.ctx, cancel = context.WithDeadline(context.Background(), next.deadline)
@@ -39,8 +39,7 @@ func (d *deadlines) bound(ctx context.Context) (context.Context, context.CancelF
 	case ok && dl.Before(shared.deadline):
 		return ctx, func() {}
 	}
-	merged, cancel := context.WithDeadline(ctx, shared.deadline)
-	return withoutDeadline{merged}, cancel
+	return context.WithDeadline(ctx, shared.deadline)
 }
 
 // withValues is a context with the values of another, which hooks around the client may look for.
@@ -50,9 +49,3 @@ type withValues struct {
 }
 
 func (c withValues) Value(key any) any { return c.values.Value(key) }
-
-// withoutDeadline is a context that ends when another does but does not say when. rueidis waits on an idle
-// connection until a deadline that it is told, whether or not the context is cancelled before.
-type withoutDeadline struct{ context.Context }
-
-func (withoutDeadline) Deadline() (time.Time, bool) { return time.Time{}, false }

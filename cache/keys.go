@@ -20,17 +20,14 @@ import (
 type keyspace struct {
 	entries string // what comes before the id
 	stamps  string // what comes before the tag
-	first   string // the first stamp's key: the only one but in a cluster
 }
 
-func newKeyspace(prefix, version, segment, firstTag string) keyspace {
+func newKeyspace(prefix, version, segment string) keyspace {
 	version, segment = escapePart(version), escapePart(segment)
-	k := keyspace{
+	return keyspace{
 		entries: prefix + ":" + version + ":" + segment + ":{",
 		stamps:  prefix + ":" + segment + ":{",
 	}
-	k.first = k.stamp(firstTag)
-	return k
 }
 
 // escapePart makes s free of the characters that end a part of a key or begin a hash tag.

@@ -329,13 +329,17 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			w := &t.wants[i]
 			t.flights[i].begun, t.flights[i].stamp = begun, w.found.stamp
 			tokens[j] = cmp.Or(w.found.stamp, stamps.made[slices.Index(stamps.parts, w.part)]) + randomString()
+			seen := w.found.stamp
+			if w.found.old {
+				seen = ""
+			}
 			calls[j] = call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
-				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.stamp,
+				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), seen,
 			}}
 		}
 		t.mu.Unlock()
 
-		bound, cancel := t.deadlines.bound(ctx)
+		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
 		stampReplies, callReplies := pipeline(bound, t.client, stamps.cmds, calls)
 		cancel()
 		errs := stamps.read(stampReplies)
@@ -551,7 +555,7 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 		for m, j := range chunkOf {
 			indices[m] = claims[j].i
 		}
-		bound, cancel := t.deadlines.bound(ctx)
+		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
 		_, results := pipeline(bound, t.client, t.extendStamps(t.partsOf(indices)), chunk)
 		cancel()
 		errs := map[int]error{}
@@ -598,7 +602,7 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 		}
 	}
 	for n := 0; n < len(calls); n += maxBatch {
-		bound, cancel := t.deadlines.bound(ctx)
+		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
 		_, results := pipeline(bound, t.client, nil, calls[n:min(n+maxBatch, len(calls))])
 		cancel()
 		errs := map[int]error{}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -17,8 +18,14 @@ import (
 // one, and keeps pipelines below the 2000 commands for which rueidis takes a connection of its own.
 const maxBatch = 500
 
-// stampMemory is how long ClientTTL reads go on with a stamp before they look at it again.
-const stampMemory = 10 * time.Millisecond
+// stampMemory is how long reads go on with a stamp, counted from before it was asked for. Invalidate waits as
+// long before it returns, so that whoever begins to read after it has returned cannot use the old one. It is
+// part of the protocol: all processes must agree on it. After stampRenewal one read asks for it again, while
+// the others go on, so that a busy process hardly ever has forgotten it.
+const (
+	stampMemory  = 20 * time.Millisecond
+	stampRenewal = 5 * time.Millisecond
+)
 
 const unknownTTL = time.Duration(math.MaxInt64)
 
@@ -46,6 +53,7 @@ type lookup[V any] struct {
 	refresh bool   // the value should be loaded anew in the background
 	stored  []byte // what is under the entry key, usable or not; an alias of the reply
 	stamp   string // the segment's stamp at the time, "" if it was missing
+	old     bool   // the stamp was remembered: it may have been deleted up to stampMemory ago
 	err     error  // Redis could not be asked
 }
 
@@ -84,36 +92,32 @@ func (c *Cache[K, V]) look(ctx context.Context, w *want[K, V]) {
 	}
 }
 
-// lookFast reads the entry of w in the two cases that must cost little: one MGET of stamp and entry from one
-// server, and a copy of the entry in this process. It reports false if it has not.
+// lookFast reads the entry of w in the cases that must cost little, and reports whether it has: alone, where
+// its stamp is remembered, and else together with the stamp of a single server.
 func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
-	if c.asksTTL || !c.mayUse(&c.reads, w.part) {
+	now := sinceEpoch()
+	value, stamp := reply{}, reply{text: c.rememberedStamp(w.part, now)}
+	remembered, local := stamp.text != "", c.opts.ClientTTL > 0
+	if c.asksTTL || !remembered && (c.cluster || local) || !c.mayUse(&c.reads, w.part) {
 		return false
 	}
-	if c.opts.ClientTTL > 0 {
-		stamp := c.rememberedStamp(w.part)
-		if stamp == "" {
-			return false
+	bound, cancel := c.deadlines.bound(ctx, now)
+	switch b := c.client.B(); {
+	case local:
+		value = replyOf(c.client.DoCache(bound, b.Get().Key(w.entry).Cache(), c.opts.ClientTTL))
+	case remembered:
+		value = replyOf(c.client.Do(bound, b.Get().Key(w.entry).Build()))
+	default:
+		both, err := c.client.Do(bound, b.Mget().Key(c.keys.stamp(c.stampTags[0]), w.entry).Build()).ToArray()
+		if value.err = err; err == nil {
+			stamp, value = messageReply(&both[0]), messageReply(&both[1])
+			c.rememberStamp(0, stamp.text, now)
 		}
-		bound, cancel := c.deadlines.bound(ctx)
-		value := replyOf(c.client.DoCache(bound, c.client.B().Get().Key(w.entry).Cache(), c.opts.ClientTTL))
-		cancel()
-		c.settle(ctx, &c.reads, w.part, OpRead, value.err)
-		w.found = c.interpret(ctx, value, reply{text: stamp}, unknownTTL)
-		return true
 	}
-	if c.cluster {
-		return false
-	}
-	bound, cancel := c.deadlines.bound(ctx)
-	values, err := c.client.Do(bound, c.client.B().Mget().Key(c.keys.first, w.entry).Build()).ToArray()
 	cancel()
-	c.settle(ctx, &c.reads, 0, OpRead, err)
-	if err != nil {
-		w.found = lookup[V]{err: err}
-		return true
-	}
-	w.found = c.interpret(ctx, messageReply(&values[1]), messageReply(&values[0]), unknownTTL)
+	c.settle(ctx, &c.reads, w.part, OpRead, value.err)
+	w.found = c.interpret(ctx, value, stamp, unknownTTL)
+	w.found.old = remembered
 	return true
 }
 
@@ -154,40 +158,46 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 }
 
 func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
-	// First the stamps of the ranges of slots that the entries lie in, then the entries.
-	var parts []int
-	var keys, ttlKeys []string
+	now := sinceEpoch()
+	stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
+	var parts []int                                  // whose stamps are asked for
+	var keys []string                                // those stamps, then the entries
 	for i := range ws {
-		if part := ws[i].part; !slices.Contains(parts, part) && c.mayUse(&c.reads, part) {
-			parts = append(parts, part)
-			keys = append(keys, c.keys.stamp(c.stampTags[part]))
+		part := ws[i].part
+		if _, ok := stamps[part]; ok {
+			continue
 		}
+		stamp := reply{text: c.rememberedStamp(part, now)}
+		switch {
+		case !c.mayUse(&c.reads, part):
+			stamp.err = ErrUnavailable
+		case stamp.text == "":
+			parts, keys = append(parts, part), append(keys, c.keys.stamp(c.stampTags[part]))
+		}
+		stamps[part] = stamp
 	}
 	var asked []*want[K, V]
 	for i := range ws {
-		if !slices.Contains(parts, ws[i].part) {
-			ws[i].found = lookup[V]{err: ErrUnavailable}
+		if err := stamps[ws[i].part].err; err != nil {
+			ws[i].found = lookup[V]{err: err}
 			continue
 		}
-		asked = append(asked, &ws[i])
-		keys = append(keys, ws[i].entry)
+		asked, keys = append(asked, &ws[i]), append(keys, ws[i].entry)
 	}
 	if len(asked) == 0 {
 		return
 	}
+	var ttlKeys []string
 	if c.asksTTL {
 		ttlKeys = keys[len(parts):]
 	}
-	bound, cancel := c.deadlines.bound(ctx)
+	bound, cancel := c.deadlines.bound(ctx, now)
 	values, ttls := c.ask(bound, keys, ttlKeys)
 	cancel()
 
-	stamps, errs := make(map[int]reply, len(parts)), make(map[int]error, len(parts))
 	for i, part := range parts {
 		stamps[part], errs[part] = values[i], values[i].err
-		if c.opts.ClientTTL > 0 {
-			c.rememberStamp(part, values[i].text)
-		}
+		c.rememberStamp(part, values[i].text, now)
 	}
 	for i, w := range asked {
 		value, left := values[len(parts)+i], unknownTTL
@@ -196,6 +206,7 @@ func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
 			value.err = cmp.Or(value.err, ttls[i].err)
 		}
 		w.found = c.interpret(ctx, value, stamps[w.part], left)
+		w.found.old = !slices.Contains(parts, w.part)
 		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
 	}
 	for part, err := range errs {
@@ -231,7 +242,8 @@ func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, 
 	}
 
 	cmds := make([]rueidis.Completed, 0, len(keys)+len(ttlKeys))
-	if c.cluster {
+	single := c.cluster || len(keys) == 1
+	if single {
 		for _, k := range keys {
 			cmds = append(cmds, b.Get().Key(k).Build())
 		}
@@ -243,7 +255,7 @@ func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, 
 		cmds = append(cmds, pttl(k))
 	}
 	results := c.client.DoMulti(ctx, cmds...)
-	if c.cluster {
+	if single {
 		return replies(results[:gets]), replies(results[gets:])
 	}
 	values = make([]reply, len(keys))
@@ -377,19 +389,27 @@ func replies(results []rueidis.RedisResult) []reply {
 	return rs
 }
 
-// rememberedStamp is a stamp that ClientTTL reads may use until a time since epoch.
+// rememberedStamp is a stamp that reads may use until a time since epoch.
 type rememberedStamp struct {
 	stamp string
 	until time.Duration
+	renew atomic.Int64 // when the next read shall ask for it again, since epoch
 }
 
-func (c *Cache[K, V]) rememberedStamp(part int) string {
-	if r := c.remembered[part].Load(); r != nil && sinceEpoch() < r.until {
-		return r.stamp
+// rememberedStamp returns the stamp that a read may use now, or "" if it has to ask for it.
+func (c *Cache[K, V]) rememberedStamp(part int, now time.Duration) string {
+	r := c.remembered[part].Load()
+	if r == nil || now >= r.until {
+		return ""
 	}
-	return ""
+	if due := r.renew.Load(); int64(now) >= due && r.renew.CompareAndSwap(due, int64(now+stampRenewal)) {
+		return ""
+	}
+	return r.stamp
 }
 
-func (c *Cache[K, V]) rememberStamp(part int, stamp string) {
-	c.remembered[part].Store(&rememberedStamp{stamp, sinceEpoch() + min(stampMemory, c.opts.ClientTTL)})
+func (c *Cache[K, V]) rememberStamp(part int, stamp string, asked time.Duration) {
+	r := &rememberedStamp{stamp: stamp, until: asked + stampMemory}
+	r.renew.Store(int64(asked + stampRenewal))
+	c.remembered[part].Store(r)
 }

@@ -110,7 +110,7 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 		}
 	}
 	stamps := c.stampCommands(parts)
-	bound, cancel := c.deadlines.bound(ctx)
+	bound, cancel := c.deadlines.bound(ctx, sinceEpoch())
 	results := c.client.DoMulti(bound, stamps.cmds...)
 	cancel()
 	for _, err := range stamps.read(results) {
@@ -123,7 +123,7 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 		seal(entries[i], header{stamp: stamps.current[ws[i].part].text, nonce: rand.Uint32(), stale: c.opts.StaleTTL})
 		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
 	}
-	bound, cancel = c.deadlines.bound(ctx)
+	bound, cancel = c.deadlines.bound(ctx, sinceEpoch())
 	defer cancel()
 	_, results = pipeline(bound, c.client, c.extendStamps(parts), calls)
 	return firstError(results)
@@ -159,15 +159,22 @@ func (c *Cache[K, V]) invalidate(ctx context.Context) error {
 	for part, tag := range c.stampTags {
 		cmds[part] = c.client.B().Unlink().Key(c.keys.stamp(tag)).Build().ToRetryable()
 	}
-	err := c.doAll(ctx, cmds)
-	for part := range c.remembered {
-		c.remembered[part].Store(nil)
+	if err := c.doAll(ctx, cmds); err != nil {
+		return err
 	}
-	return err
+	// Until here readers, in any process, may have gone on with the stamp that they remember.
+	timer := time.NewTimer(stampMemory)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (c *Cache[K, V]) doAll(ctx context.Context, cmds []rueidis.Completed) error {
-	bound, cancel := c.deadlines.bound(ctx)
+	bound, cancel := c.deadlines.bound(ctx, sinceEpoch())
 	defer cancel()
 	return firstError(c.client.DoMulti(bound, cmds...))
 }

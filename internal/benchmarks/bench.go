@@ -16,9 +16,10 @@ import (
 )
 
 type plan struct {
-	only   []string
-	round  time.Duration
-	rounds int
+	only    []string
+	pattern string
+	round   time.Duration
+	rounds  int
 }
 
 // benchCase is one comparison. The first contestant is ours.
@@ -27,6 +28,8 @@ type benchCase struct {
 	goroutines  int
 	contestants []contestant
 }
+
+func (c benchCase) title() string { return fmt.Sprintf("%s_%d", c.name, c.goroutines) }
 
 // contestant does the work of a case.
 type contestant struct {
@@ -81,7 +84,7 @@ const latencyEvery = 8
 func (b *bench) measure(ctx context.Context, p plan, c benchCase) ([]row, error) {
 	rows := make([]row, len(c.contestants))
 	for i, ct := range c.contestants {
-		rows[i] = row{caseName: fmt.Sprintf("%s_%d", c.name, c.goroutines), name: ct.name, latency: hdrhistogram.New(1, 60e9, 3)}
+		rows[i] = row{caseName: c.title(), name: ct.name, latency: hdrhistogram.New(1, 60e9, 3)}
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

@@ -3,6 +3,7 @@
 //
 //	go -C internal/benchmarks run .                  everything
 //	go -C internal/benchmarks run . -only cache      one package, or several: cache,lock
+//	go -C internal/benchmarks run . -case hit_512    one case, or those whose names contain this
 //	go -C internal/benchmarks run . -quick           short rounds, to see that it runs
 //
 // It prints a Markdown table and then one line per comparison, above 1 where we are faster. Absolute numbers
@@ -24,6 +25,7 @@ import (
 
 func main() {
 	only := flag.String("only", "", "packages to run, separated by commas; all by default")
+	pattern := flag.String("case", "", "only cases whose name contains this, such as hit_512")
 	quick := flag.Bool("quick", false, "five very short rounds: shows that it runs, not how fast")
 	round := flag.Duration("round", time.Second, "length of one contestant's turn")
 	rounds := flag.Int("rounds", 7, "turns of each contestant, at least 5")
@@ -31,7 +33,7 @@ func main() {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	plan := plan{round: *round, rounds: max(*rounds, 5)}
+	plan := plan{round: *round, rounds: max(*rounds, 5), pattern: *pattern}
 	if *quick {
 		plan.round, plan.rounds = 50*time.Millisecond, 5
 	}
@@ -80,6 +82,9 @@ func run(ctx context.Context, p plan) error {
 			return fmt.Errorf("%s: %w", s.name, b.failed)
 		}
 		for _, c := range cases {
+			if !strings.Contains(c.title(), p.pattern) {
+				continue
+			}
 			rs, err := b.measure(ctx, p, c)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)

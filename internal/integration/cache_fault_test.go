@@ -139,7 +139,7 @@ func TestCache_GoesOnWhileRedisIsDown(t *testing.T) {
 func TestCache_ACallersOwnDeadlineHolds(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: 10 * time.Second})
+	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: time.Second})
 	fetchTimed(t, c, "before")
 	server.Pause(t)
 	for name, end := range map[string]func() (context.Context, context.CancelFunc){
@@ -167,7 +167,11 @@ func TestCache_ACallersOwnDeadlineHolds(t *testing.T) {
 			cancel()
 			require.Error(t, err, "%s %s", name, op)
 			require.True(t, errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled), "%s %s: %v", name, op, err)
-			require.Less(t, time.Since(began), 2*time.Second, "%s %s", name, op)
+			most := faultSlack
+			if name == "cancel" {
+				most += time.Second // rueidis may notice it at the deadline only
+			}
+			require.Less(t, time.Since(began), most, "%s %s", name, op)
 		}
 	}
 	require.Zero(t, c.Stats().Errors, "that callers leave says nothing about Redis")
@@ -368,13 +372,7 @@ func TestCache_OneNodeOfAClusterIsLost(t *testing.T) {
 	for _, node := range client.Nodes() { // by default the nodes that are left refuse everything
 		require.NoError(t, node.Do(ctx, node.B().ConfigSet().ParameterValue().ParameterValue("cluster-require-full-coverage", "no").Build()).Error())
 	}
-	reload := func(_ context.Context, keys []string) (map[string]string, error) {
-		values := map[string]string{}
-		for _, k := range keys {
-			values[k] = want[k]
-		}
-		return values, nil
-	}
+	reload := func(context.Context, []string) (map[string]string, error) { return want, nil } //nolint:unparam // a load may fail
 	var mu sync.Mutex
 	fewest, complete := len(ids), true
 	stop := make(chan struct{})

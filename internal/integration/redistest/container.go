@@ -107,7 +107,7 @@ while kill -0 "$pid" 2>/dev/null; do n=$((n+1)); [ $n -lt 1000 ] || { echo "surv
 )
 
 func (d *docker) newContainer(ctx context.Context, kind Kind, ports []int) (host, error) {
-	image, err := d.image(kind) //nolint:contextcheck // made for the whole run, not for the test that needs it first
+	image, err := d.image(kind)
 	if err != nil {
 		return nil, err
 	}
