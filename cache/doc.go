@@ -53,8 +53,8 @@
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client, also one that is
-// wrapped, speaks RESP2 or has DisableCache. Against miniredis, which answers cluster commands, set ForceSingleClient and
-// DisableCache. Note that rueidis.NewClient itself fails while Redis is down.
+// wrapped, speaks RESP2 or has DisableCache, as it must against miniredis in tests. Note that rueidis.NewClient itself
+// fails while Redis is down.
 //
 // # What it is not for
 //
