@@ -7,16 +7,14 @@
 -- ARGV[4]  the stamp again, if the caller has seen it: leases under another one are void. "" if it guesses
 -- returns  the entry, if it is not the rejected one | 1 leased to the caller | 0 leased to someone else
 -- invariant: a lease has one owner and always expires. Sending the same call again changes nothing.
-local entry = redis.pcall('GET', KEYS[1]) -- pcall: a foreign type under the key counts as no entry
+local entry = redis.pcall('GET', KEYS[1]) -- pcall: a foreign type under a key counts as nothing
 if type(entry) == 'string' and string.sub(entry, 1, 32) ~= ARGV[1] then
   return entry
 end
-local owner = redis.call('SET', KEYS[2], ARGV[2], 'NX', 'GET', 'PX', ARGV[3])
-if not owner or owner == ARGV[2] then
-  return 1
+local owner = redis.pcall('GET', KEYS[2])
+local valid = type(owner) == 'string' and (ARGV[4] == '' or string.sub(owner, 1, 8) == ARGV[4])
+if valid and owner ~= ARGV[2] then
+  return 0
 end
-if ARGV[4] ~= '' and string.sub(owner, 1, 8) ~= ARGV[4] then
-  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3]) -- its load began before the segment was invalidated
-  return 1
-end
-return 0
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return 1

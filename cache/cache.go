@@ -146,7 +146,7 @@ type shared[K comparable, V any] struct {
 	asksTTL   bool     // reads need to know how long an entry has left
 	cluster   bool     // one command may name keys of one slot only
 	stampTags []string // one per range of slots
-	stampTTL  int64    // milliseconds
+	stampTTL  time.Duration
 	deadlines deadlines
 	reads     breakers
 	writes    breakers
@@ -197,8 +197,8 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 	if _, ok := any(opts.Codec).(stringCodec); ok {
 		s.decode = any(aliasString).(func([]byte) (V, error)) // a stringCodec is a Codec[V] only if V is string
 	}
-	// Twice as long as any entry written under it, and extended by each write: it outlives them all.
-	s.stampTTL = 2 * max(opts.TTL+opts.StaleTTL, opts.NegativeTTL).Milliseconds()
+	// It outlives all entries: those that were there when it was last used, and the one that is being loaded.
+	s.stampTTL = 2*max(opts.TTL+opts.StaleTTL, opts.NegativeTTL) + opts.LoadTimeout
 	s.reads = newBreakers(len(s.stampTags), opts.OpTimeout)
 	s.writes = newBreakers(len(s.stampTags), opts.OpTimeout)
 	s.stop, s.stopNow = context.WithCancel(context.Background())

@@ -45,7 +45,7 @@
 //	prefix:segment:{tag}:s         the segment's stamp, 8 random bytes that each entry must carry to count
 //
 // Version and segment are escaped like URLs (":" is "%3A"), an id only where it would leave the hash tag empty. All keys
-// have a TTL; a stamp's is twice that of the entries it stands for. A cluster has up to 64 stamps per segment, one for
+// have a TTL; a stamp's is longer than that of all entries it stands for. A cluster has up to 64 stamps per segment, one for
 // each range of 256 slots. A process remembers a stamp for 20ms, and Invalidate waits that long before it returns.
 // Deleting a key by hand takes away a value, but, unlike Delete, does not keep a load that is under way from storing
 // its own.

@@ -320,35 +320,36 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		if len(asked) == 0 {
 			continue
 		}
-		stamps := t.stampCommands(t.partsOf(asked))
-		calls := make([]call, len(asked))
+		parts := t.partsOf(asked)
+		calls := t.stampCalls(parts)
 		tokens := make([]string, len(asked))
 		t.mu.Lock()
 		begun := t.clock.Add(1)
 		for j, i := range asked {
 			w := &t.wants[i]
 			t.flights[i].begun, t.flights[i].stamp = begun, w.found.stamp
-			tokens[j] = cmp.Or(w.found.stamp, stamps.made[slices.Index(stamps.parts, w.part)]) + randomString()
+			// Without a stamp, guess that it is missing and will be the new one.
+			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].args[0]) + randomString()
 			seen := w.found.stamp
 			if w.found.old {
 				seen = ""
 			}
-			calls[j] = call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
+			calls = append(calls, call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
 				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), seen,
-			}}
+			}})
 		}
 		t.mu.Unlock()
 
 		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
-		stampReplies, callReplies := pipeline(bound, t.client, stamps.cmds, calls)
+		results := replies(pipeline(bound, t.client, calls))
 		cancel()
-		errs := stamps.read(stampReplies)
-		for part, stamp := range stamps.current {
-			made[part] = stamp.text
+		stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
+		for j, part := range parts {
+			stamps[part], errs[part], made[part] = results[j], results[j].err, results[j].text
 		}
 		for j, i := range asked {
-			w, r := &t.wants[i], replyOf(callReplies[j])
-			stamp := stamps.current[w.part]
+			w, r := &t.wants[i], results[len(parts)+j]
+			stamp := stamps[w.part]
 			w.found = t.interpret(ctx, r, stamp, unknownTTL)
 			switch {
 			case w.found.err != nil:
@@ -551,12 +552,8 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 	ctx := context.WithoutCancel(t.batch.ctx)
 	for n := 0; n < len(calls); n += maxBatch {
 		chunk, chunkOf := calls[n:min(n+maxBatch, len(calls))], of[n:min(n+maxBatch, len(of))]
-		indices := make([]int, len(chunk))
-		for m, j := range chunkOf {
-			indices[m] = claims[j].i
-		}
 		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
-		_, results := pipeline(bound, t.client, t.extendStamps(t.partsOf(indices)), chunk)
+		results := pipeline(bound, t.client, chunk)
 		cancel()
 		errs := map[int]error{}
 		for m, j := range chunkOf {
@@ -603,7 +600,7 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 	}
 	for n := 0; n < len(calls); n += maxBatch {
 		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
-		_, results := pipeline(bound, t.client, nil, calls[n:min(n+maxBatch, len(calls))])
+		results := pipeline(bound, t.client, calls[n:min(n+maxBatch, len(calls))])
 		cancel()
 		errs := map[int]error{}
 		for m, r := range results {

@@ -9,6 +9,9 @@ import (
 	"github.com/redis/rueidis"
 )
 
+//go:embed stamp.lua
+var stampSource string
+
 //go:embed acquire.lua
 var acquireSource string
 
@@ -20,6 +23,7 @@ var leaseSource string
 
 // The scripts may be sent again when a reply was lost: a token takes, holds and writes once.
 var (
+	stampScript   = newScript(stampSource)
 	acquireScript = newScript(acquireSource)
 	storeScript   = newScript(storeSource)
 	leaseScript   = newScript(leaseSource)
@@ -48,19 +52,17 @@ func (c call) buildWithSource(client rueidis.Client) rueidis.Completed {
 	return client.B().Eval().Script(c.script.source).Numkeys(int64(len(c.keys))).Key(c.keys...).Arg(c.args...).Build().ToRetryable()
 }
 
-// pipeline sends plain commands and script calls in one DoMulti, in that order, and returns their results.
-// Calls that a server did not know the script of are sent once more, with its source.
-func pipeline(ctx context.Context, client rueidis.Client, plain []rueidis.Completed, calls []call) (plainResults, callResults []rueidis.RedisResult) {
-	cmds := make([]rueidis.Completed, 0, len(plain)+len(calls))
-	cmds = append(cmds, plain...)
-	for _, c := range calls {
-		cmds = append(cmds, c.build(client))
+// pipeline sends calls in one DoMulti and returns their results. Calls that a server did not know the script
+// of are sent once more, with its source.
+func pipeline(ctx context.Context, client rueidis.Client, calls []call) []rueidis.RedisResult {
+	cmds := make([]rueidis.Completed, len(calls))
+	for i, c := range calls {
+		cmds[i] = c.build(client)
 	}
 	results := client.DoMulti(ctx, cmds...)
-	plainResults, callResults = results[:len(plain)], results[len(plain):]
 
 	var again []int
-	for i, r := range callResults {
+	for i, r := range results {
 		if e, ok := rueidis.IsRedisErr(r.Error()); ok && e.IsNoScript() {
 			again = append(again, i)
 		}
@@ -71,8 +73,8 @@ func pipeline(ctx context.Context, client rueidis.Client, plain []rueidis.Comple
 			cmds = append(cmds, calls[i].buildWithSource(client))
 		}
 		for j, r := range client.DoMulti(ctx, cmds...) {
-			callResults[again[j]] = r
+			results[again[j]] = r
 		}
 	}
-	return plainResults, callResults
+	return results
 }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,43 +36,13 @@ func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.
 	return call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
 }
 
-// stampReading reads the stamps of some ranges of slots and makes those that are missing.
-type stampReading struct {
-	parts   []int
-	made    []string // what a stamp is if it was missing
-	cmds    []rueidis.Completed
-	current map[int]reply // by range, after read
-}
-
-func (c *Cache[K, V]) stampCommands(parts []int) *stampReading {
-	r := &stampReading{parts: parts, current: make(map[int]reply, len(parts))}
-	for _, part := range parts {
-		made := randomString()
-		r.made = append(r.made, made)
-		r.cmds = append(r.cmds, c.client.B().Set().Key(c.keys.stamp(c.stampTags[part])).Value(made).
-			Nx().Get().PxMilliseconds(c.stampTTL).Build().ToRetryable())
-	}
-	return r
-}
-
-// read takes the replies and returns the error, or nil, of each range.
-func (r *stampReading) read(results []rueidis.RedisResult) map[int]error {
-	errs := make(map[int]error, len(r.parts))
-	for j, part := range r.parts {
-		stamp := replyOf(results[j])
-		stamp.text = cmp.Or(stamp.text, r.made[j])
-		r.current[part], errs[part] = stamp, stamp.err
-	}
-	return errs
-}
-
-// extendStamps returns the commands that make the stamps outlive what is stored with them.
-func (c *Cache[K, V]) extendStamps(parts []int) []rueidis.Completed {
-	cmds := make([]rueidis.Completed, len(parts))
+// stampCalls returns the calls that read the stamps of some ranges of slots, or make them.
+func (c *Cache[K, V]) stampCalls(parts []int) []call {
+	calls := make([]call, len(parts))
 	for j, part := range parts {
-		cmds[j] = c.client.B().Pexpire().Key(c.keys.stamp(c.stampTags[part])).Milliseconds(c.stampTTL).Build().ToRetryable()
+		calls[j] = call{stampScript, []string{c.keys.stamp(c.stampTags[part])}, []string{randomString(), millis(c.stampTTL)}}
 	}
-	return cmds
+	return calls
 }
 
 func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
@@ -109,24 +78,24 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 			parts = append(parts, ws[i].part)
 		}
 	}
-	stamps := c.stampCommands(parts)
 	bound, cancel := c.deadlines.bound(ctx, sinceEpoch())
-	results := c.client.DoMulti(bound, stamps.cmds...)
+	results := pipeline(bound, c.client, c.stampCalls(parts))
 	cancel()
-	for _, err := range stamps.read(results) {
-		if err != nil {
-			return err
+	stamps := map[int]string{}
+	for j, r := range replies(results) {
+		if r.err != nil {
+			return r.err
 		}
+		stamps[parts[j]] = r.text
 	}
 	calls := make([]call, len(ws))
 	for i := range ws {
-		seal(entries[i], header{stamp: stamps.current[ws[i].part].text, nonce: rand.Uint32(), stale: c.opts.StaleTTL})
+		seal(entries[i], header{stamp: stamps[ws[i].part], nonce: rand.Uint32(), stale: c.opts.StaleTTL})
 		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
 	}
 	bound, cancel = c.deadlines.bound(ctx, sinceEpoch())
 	defer cancel()
-	_, results = pipeline(bound, c.client, c.extendStamps(parts), calls)
-	return firstError(results)
+	return firstError(pipeline(bound, c.client, calls))
 }
 
 func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
@@ -211,20 +180,22 @@ func addError(errs []error, err error) []error {
 // probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
 // read, the write breaker's by a write that a server which is full or read-only refuses.
 func (s *shared[K, V]) probe(b *breakers, part int) {
-	key := s.view("").keys.stamp(s.stampTags[part])
+	root := s.view("")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.isClosed.Load() {
 		return
 	}
 	s.goWhileOpen(func() {
-		cmd := s.client.B().Get().Key(key).Build()
-		if b == &s.writes {
-			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().Get().PxMilliseconds(s.stampTTL).Build()
-		}
 		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
 		defer cancel()
-		if reply := replyOf(s.client.Do(ctx, cmd)); reply.err == nil {
+		var result rueidis.RedisResult
+		if b == &s.writes {
+			result = pipeline(ctx, s.client, root.stampCalls([]int{part}))[0]
+		} else {
+			result = s.client.Do(ctx, s.client.B().Get().Key(root.keys.stamp(s.stampTags[part])).Build())
+		}
+		if replyOf(result).err == nil {
 			b.succeeded(part)
 		}
 	})
