@@ -53,7 +53,7 @@ const (
 )
 
 // Options configures a [Cache]. TTL is required; every other field's zero value works. All durations are
-// whole milliseconds.
+// whole milliseconds, and 50 years at most.
 type Options[K comparable, V any] struct {
 	// TTL is how long a value is fresh, by the Redis server's clock, counted from when it was stored. At
 	// least 1ms. Required.
@@ -61,11 +61,12 @@ type Options[K comparable, V any] struct {
 
 	// StaleTTL is for how much longer a value is kept and served after its TTL. A Fetch that finds such a
 	// stale value returns it at once and has it loaded anew in the background, by one process at a time;
-	// while that load fails, the stale value goes on being served, and one load a second is tried.
-	// Defaults to 0: none. A read then sends PTTL along with each value it reads.
+	// while that load fails, the stale value goes on being served, and one load a second is tried. A read
+	// then sends PTTL along with each value it reads. At least 0. Defaults to 0: none.
 	StaleTTL time.Duration
 
-	// NegativeTTL is how long it is remembered that a load returned ErrNotFound. Defaults to 0: not at all.
+	// NegativeTTL is how long it is remembered that a load returned ErrNotFound, or that FetchMany's left a
+	// key out. At least 0. Defaults to 0: not at all.
 	NegativeTTL time.Duration
 
 	// Jitter shortens each TTL by a random part of it, up to this fraction, so that values stored together
@@ -74,7 +75,8 @@ type Options[K comparable, V any] struct {
 
 	// EarlyBeta turns on probabilistic early refresh: a value is loaded anew in the background before its
 	// TTL ends with a likelihood that grows towards the end, the earlier the longer its load took. 1 is the
-	// usual value, larger is earlier. Defaults to 0: off. A read then sends PTTL along with each value.
+	// usual value, larger is earlier. A read then sends PTTL along with each value. At least 0. Defaults to
+	// 0: off.
 	// This is XFetch of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede
 	// Prevention", PVLDB 8(8), 2015.
 	EarlyBeta float64
@@ -89,33 +91,35 @@ type Options[K comparable, V any] struct {
 
 	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit
 	// and three on a miss, and none after one that failed, so that a Redis that hangs or is down delays it by
-	// one OpTimeout; a few such calls later Redis is not asked any more until it answers again. Round trips
-	// may be given up to an eighth less. That a context is cancelled, rather than at its deadline, may be
-	// noticed only when the round trip ends. Where other users of the client may be the ones to open a
-	// connection, all wait for it as long as the client's Dialer.Timeout, 5s by default: lower that too. At
-	// least 1ms. Defaults to 200ms.
+	// one OpTimeout; a few such calls later Redis is not asked any more until it answers again. A round trip
+	// gets 7/8 of OpTimeout to all of it. A cancellation, other than a deadline, may be noticed only when the
+	// round trip ends. Set the client's Dialer.Timeout, 5s by default, no longer than this: while another
+	// user of the client opens a connection, all wait for it. At least 1ms. Defaults to 200ms.
 	OpTimeout time.Duration
 
 	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
 	// ClientTTL, and Redis tells the process which have changed. Such reads are eventually consistent: a
 	// process may see the old value for some milliseconds after a Delete, Set or Invalidate, even its own,
 	// and for ClientTTL at most if Redis' message is lost. It needs a client without DisableCache, else it
-	// has no effect. Defaults to 0: off.
+	// has no effect. At least 0. Defaults to 0: off.
 	ClientTTL time.Duration
 
-	// Version separates values that must not be mistaken for each other: change it when V's encoding or
-	// the model that makes V changes. Caches with different versions live side by side and see none of each
-	// other's values; old ones end with their TTL. Invalidate is for all versions, Delete for one.
+	// Version is what a deployment changes: V's encoding, or the model that makes V. Caches with different
+	// versions live side by side and see none of each other's values; old ones end with their TTL. Invalidate
+	// is for all versions, Delete for one. (What is invalidated by itself at run time is a Segment; models that
+	// are, and have tenants besides, take a prefix each.)
 	Version string
 
-	// Key turns keys into ids. It must give different keys different ids; any bytes are legal. Defaults to
-	// the key itself for strings and to decimal digits for integers; required for other types.
+	// Key turns keys into ids, which become part of Redis key names: hash what is long or private. It must
+	// give different keys different ids; any bytes are legal. Defaults to the key itself for strings and to
+	// decimal digits for integers; required for other types.
 	Key func(K) string
 
-	// Codec turns values into bytes. Defaults to JSON.
+	// Codec turns values into bytes. A value that it cannot encode is returned but not stored, and
+	// Hooks.Error is told. Defaults to JSON.
 	Codec Codec[V]
 
-	// MaxBytes is the largest encoding that is stored, in bytes. Defaults to 1 MiB.
+	// MaxBytes is the largest encoding that is stored, in bytes. At least 0. Defaults to 1 MiB.
 	MaxBytes int
 
 	// FailClosed makes Fetch and FetchMany return an error instead of loading what they could not look up
@@ -168,8 +172,8 @@ type shared[K comparable, V any] struct {
 	views   map[string]*Cache[K, V] // by segment
 }
 
-// New returns a cache whose keys begin with prefix, which must not be empty or contain braces. It reports
-// options that are out of range. It does no I/O and starts no goroutine.
+// New returns a cache whose keys begin with prefix, which must not be empty or contain braces. A prefix is for one
+// type of value. New reports options that are out of range. It does no I/O and starts no goroutine.
 func New[K comparable, V any](client rueidis.Client, prefix string, opts Options[K, V]) (*Cache[K, V], error) {
 	if client == nil {
 		return nil, errors.New("cache: client is nil")
@@ -232,11 +236,11 @@ func (o *Options[K, V]) setDefaults() error {
 		{"OpTimeout", o.OpTimeout, time.Millisecond},
 		{"ClientTTL", o.ClientTTL, 0},
 	} {
-		if f.value < f.least || f.value%time.Millisecond != 0 {
-			return fmt.Errorf("cache: %s must be at least %v and whole milliseconds, got %v", f.name, f.least, f.value)
-		}
 		if f.value > maxTTL {
 			return fmt.Errorf("cache: %s must be at most %v, got %v", f.name, maxTTL, f.value)
+		}
+		if f.value < f.least || f.value%time.Millisecond != 0 {
+			return fmt.Errorf("cache: %s must be at least %v and whole milliseconds, got %v", f.name, f.least, f.value)
 		}
 	}
 	switch {
@@ -309,15 +313,18 @@ func (s *shared[K, V]) view(segment string) *Cache[K, V] {
 // An error of load is returned to all callers that wait for it, as it is, and is not cached, except
 // ErrNotFound. When Redis fails, Fetch loads (see Options.FailClosed), within this process still once.
 //
+// Each caller gets a value of its own, decoded for it, that it may change; only a value that the codec cannot
+// encode is the same for all.
+//
 // A hit costs one round trip, a load three, waiting for another process one per look, which are 5 to 50ms
-// apart.
+// apart. A caller that was overtaken by a delete, or is first in a segment, may look once more.
 func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Context, key K) (V, error)) (V, error) {
 	var zero V
 	start := c.clock.Load()
 	w := c.want(key)
 	for {
 		if err := c.begin(ctx); err != nil {
-			return zero, fmt.Errorf("cache: fetch: %w", err)
+			return zero, wrap("fetch", err)
 		}
 		c.look(ctx, &w)
 		if c.count(&w.found) {
@@ -332,11 +339,11 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 		case err != nil && over(ctx):
 			continue // begin tells
 		case err != nil && c.opts.FailClosed:
-			return zero, fmt.Errorf("cache: fetch: %w", err)
+			return zero, wrap("fetch", err)
 		}
 		waits, err := c.join(ctx, start, []want[K, V]{w}, one(load))
 		if err != nil {
-			return zero, fmt.Errorf("cache: fetch: %w", err)
+			return zero, wrap("fetch", err)
 		}
 		v, again, err := c.await(ctx, start, waits[0])
 		c.leave(waits)
@@ -348,7 +355,8 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 
 // FetchMany is Fetch for many keys. It calls load once, with all keys that are neither in the cache nor
 // being loaded already, and again only for keys that another process began to load and did not finish. Keys
-// that load's result lacks are not found; its result is ignored if it returns an error.
+// that load's result lacks are not found: leave out only those that have no value. If load returns an error, its
+// result is ignored. Keys that occur twice are asked for once.
 //
 // The map it returns has the values that there are, also when err is not nil because a load or, with
 // FailClosed, a part of Redis failed.
@@ -410,7 +418,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 		c.leave(waits)
 	}
 	if len(errs) > 0 {
-		return found, fmt.Errorf("cache: fetch many: %w", errors.Join(errs...))
+		return found, wrap("fetch many", errors.Join(errs...))
 	}
 	return found, nil
 }
@@ -419,7 +427,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 // found that there is none and that is still remembered. One round trip.
 func (c *Cache[K, V]) Get(ctx context.Context, key K) (value V, ok bool, err error) {
 	if err := c.begin(ctx); err != nil {
-		return value, false, fmt.Errorf("cache: get: %w", err)
+		return value, false, wrap("get", err)
 	}
 	w := c.want(key)
 	c.look(ctx, &w)
@@ -429,17 +437,18 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (value V, ok bool, err err
 	case w.found.state == notFound:
 		return value, false, ErrNotFound
 	case w.found.err != nil:
-		return value, false, fmt.Errorf("cache: get: %w", w.found.err)
+		return value, false, wrap("get", w.found.err)
 	}
 	return value, false, nil
 }
 
 // GetMany returns the values, fresh or stale, that the cache has for keys. If a part of Redis fails, it
-// returns the values of the others with the error. One round trip, like FetchMany.
+// returns the values of the others with the error. Keys that are remembered to have no value are missing like those
+// that nothing is known of. One round trip, like FetchMany.
 func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	found := make(map[K]V, len(keys))
 	if err := c.begin(ctx); err != nil {
-		return found, fmt.Errorf("cache: get many: %w", err)
+		return found, wrap("get many", err)
 	}
 	todo := c.wants(keys)
 	var errs []error
@@ -453,7 +462,7 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 		}
 	}
 	if len(errs) > 0 {
-		return found, fmt.Errorf("cache: get many: %w", errors.Join(errs...))
+		return found, wrap("get many", errors.Join(errs...))
 	}
 	return found, nil
 }
@@ -462,7 +471,7 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 // will not store theirs. Two round trips. If it fails, the entry may have been written or not.
 func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 	if err := c.set(ctx, map[K]V{key: value}); err != nil {
-		return fmt.Errorf("cache: set: %w", err)
+		return wrap("set", err)
 	}
 	return nil
 }
@@ -471,7 +480,7 @@ func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 // large, nothing is stored. If Redis fails, any of the values may have been stored.
 func (c *Cache[K, V]) SetMany(ctx context.Context, values map[K]V) error {
 	if err := c.set(ctx, values); err != nil {
-		return fmt.Errorf("cache: set many: %w", err)
+		return wrap("set many", err)
 	}
 	return nil
 }
@@ -481,7 +490,7 @@ func (c *Cache[K, V]) SetMany(ctx context.Context, values map[K]V) error {
 // round trip per 500 keys. If it returns an error, any of the values may still be there: repeat it.
 func (c *Cache[K, V]) Delete(ctx context.Context, keys ...K) error {
 	if err := c.delete(ctx, c.wants(keys)); err != nil {
-		return fmt.Errorf("cache: delete: %w", err)
+		return wrap("delete", err)
 	}
 	return nil
 }
@@ -490,16 +499,18 @@ func (c *Cache[K, V]) Delete(ctx context.Context, keys ...K) error {
 // many there are: the segment's stamp, without which its entries count for nothing, is deleted. Loads
 // that are under way, in any process, will not be seen by those that begin a Fetch later. The entries
 // themselves end with their TTL. One round trip, for a cluster's up to 64 stamps of a segment too, and 20ms,
-// after which no process remembers the stamp. If it returns an error, the values may still be there: repeat it.
+// after which no process remembers the stamp: ctx must leave that much. If it returns an error, the values may still
+// be there: repeat it.
 func (c *Cache[K, V]) Invalidate(ctx context.Context) error {
 	if err := c.invalidate(ctx); err != nil {
-		return fmt.Errorf("cache: invalidate: %w", err)
+		return wrap("invalidate", err)
 	}
 	return nil
 }
 
 // Close makes all further calls, of all segments, return ErrClosed and waits until loads and background
-// refreshes have ended. If ctx ends first, it ends their contexts and returns ctx's error.
+// refreshes, with their hooks, have ended. If ctx ends first, it ends their contexts and returns ctx's error. Close
+// the cache before its client.
 func (c *Cache[K, V]) Close(ctx context.Context) error {
 	c.isClosed.Store(true)
 	c.mu.Lock()
@@ -510,8 +521,16 @@ func (c *Cache[K, V]) Close(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		c.stopNow()
-		return fmt.Errorf("cache: close: %w", ctx.Err())
+		return wrap("close", ctx.Err())
 	}
+}
+
+// wrap says what failed, unless err, being one of ours, says enough.
+func wrap(op string, err error) error {
+	if errors.Is(err, ErrClosed) || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrTooLarge) {
+		return err
+	}
+	return fmt.Errorf("cache: %s: %w", op, err)
 }
 
 func (c *Cache[K, V]) begin(ctx context.Context) error {

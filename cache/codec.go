@@ -78,7 +78,8 @@ func (c funcCodec[V]) Decode(b []byte) (V, error) { return c.decode(b) }
 // Compress wraps a codec: encodings of at least minBytes bytes are compressed with DEFLATE (RFC 1951) at
 // its fastest level and stored that way where it makes them smaller. Each encoding grows by one byte, a
 // compressed one by at most ten more. Adding or removing Compress changes the encoding: change
-// Options.Version with it, or the entries of the one are misses to the other.
+// Options.Version with it, or the entries of the one are misses to the other. Decoding takes as much memory as
+// the value that was encoded: MaxBytes bounds what is stored, not that. Whoever can write to Redis can make it 512 MiB.
 func Compress[V any](c Codec[V], minBytes int) Codec[V] { return compressCodec[V]{c, minBytes} }
 
 type compressCodec[V any] struct {

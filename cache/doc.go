@@ -8,13 +8,13 @@
 //
 // One load. Callers that miss a key at the same time share one load, in a process through memory and between
 // processes through a lease in Redis, which lasts as long as the loading process lives and is void a LeaseTTL
-// after it died. Errors and panics of a load reach all who wait for it. A load that fails is not cached, except that
-// there is no value: see [ErrNotFound].
+// after it died. An error or panic of a load reaches all in its process that wait for it, and is not cached; another
+// process that was waiting loads for itself. That there is no value can be cached: see [ErrNotFound].
 //
-// No old value. A load that began before a Delete, Set or Invalidate of its key, in any process, never stores its
-// value, and a Fetch or Get that begins after one of them has returned does not return what was there before. For that
-// the caller must first change the source and then delete or invalidate, and repeat that if it returned an error.
-// Reads through ClientTTL, or from replicas, are eventually consistent instead.
+// No old value. What a load returns that began before a Delete, Set or Invalidate of its key, in any process, is never
+// served to those who come later, and a Fetch or Get that begins after one of them has returned does not return what
+// was there before. For that the caller must first change the source and then delete or invalidate, and repeat that if
+// it returned an error. Reads through ClientTTL, or from replicas, are eventually consistent instead.
 //
 // A TTL is a maximum. It is the server's clock that counts, to the millisecond, and an entry never outlives TTL +
 // StaleTTL. No clock of a client is compared with another's; they need only run at the same speed.
@@ -25,10 +25,14 @@
 //
 // # When Redis fails
 //
-// Down, hung, or out of reach: Fetch returns what load returns, after OpTimeout at most, and after a few such calls
-// without asking Redis at all, at the cost of microseconds. Loads are then shared within the process only, and not
-// stored: when Redis is back, which is noticed within a tenth of a second of use, it is not flooded with writes. Get
-// and, with Options.FailClosed, Fetch return an error instead. Delete, Set and Invalidate always try, and always tell.
+// Down, hung, or out of reach: Fetch returns what load returns, delayed by one OpTimeout at most, and after a few such
+// calls without asking Redis at all, at the cost of microseconds. Loads are then shared within the process only, and
+// not stored: when Redis is back, which is noticed within a tenth of a second of use, it is not flooded with writes.
+// Get and, with Options.FailClosed, Fetch return an error instead. Delete, Set and Invalidate always try, and always
+// tell. All this needs a client whose Dialer.Timeout, 5s by default, is not longer than OpTimeout: while any user of
+// the client opens a connection, all others wait.
+//
+// Slow: a hit makes one round trip and a miss three, each as long as OpTimeout at most.
 //
 // Full, or read-only: hits are served, misses are loaded and not stored. Delete and Invalidate work on a full Redis.
 //
@@ -36,7 +40,7 @@
 // asynchronous, though: a failover can lose a Delete or Invalidate that had been confirmed, and bring back what it
 // removed until its TTL ends.
 //
-// In a cluster each of this is true for each range of slots by itself.
+// In a cluster the loss of a node leaves the keys of the others as they were.
 //
 // # Keys
 //
@@ -44,7 +48,8 @@
 //	prefix:version:segment:{id}:l  the lease of its load, for LeaseTTL
 //	prefix:segment:{tag}:s         the segment's stamp, 8 random bytes that each entry must carry to count
 //
-// Version and segment are escaped like URLs (":" is "%3A"), an id only where it would leave the hash tag empty. All keys
+// In version and segment ":", "%", "{" and "}" are escaped as in URLs; an id that is empty or begins with "}" or "%" gets a
+// "%" before it. Ids are part of key names: where they are long, or private, let Options.Key hash them. All keys
 // have a TTL; a stamp's is longer than that of all entries it stands for. A cluster has up to 64 stamps per segment, one for
 // each range of 256 slots. A process remembers a stamp for 20ms, and Invalidate waits that long before it returns.
 // Deleting a key by hand takes away a value, but, unlike Delete, does not keep a load that is under way from storing
@@ -53,8 +58,8 @@
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client, also one that is
-// wrapped, speaks RESP2 or has DisableCache, as it must against miniredis in tests. Note that rueidis.NewClient itself
-// fails while Redis is down.
+// wrapped, speaks RESP2 or has DisableCache, as it must against miniredis in tests. rueidis.NewClient itself fails while
+// Redis is down: a service that must start then calls its loads directly, and NewClient again, until it has a client.
 //
 // # What it is not for
 //

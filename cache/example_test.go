@@ -2,9 +2,13 @@ package cache_test
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -27,6 +31,7 @@ type User struct {
 
 func loadUser(context.Context, int64) (User, error)                        { return User{}, nil }
 func loadUsers(context.Context, []int64) (map[int64]User, error)           { return nil, nil }
+func embed(context.Context, string) ([]float32, error)                     { return nil, nil }
 func renderPage(context.Context, string) ([]byte, error)                   { return nil, nil }
 func runModel(context.Context, Features) (float64, error)                  { return 0, nil }
 func runModelOnBatch(context.Context, []string) (map[string]string, error) { return nil, nil }
@@ -43,6 +48,50 @@ func ExampleNew() {
 	}
 	p, err := predictions.Fetch(ctx, Features{Age: 31, Visits: 4}, runModel)
 	fmt.Println(p, err)
+}
+
+// Long or private keys are hashed, and values have an encoding of their own.
+func ExampleOptions() {
+	embeddings, err := cache.New(client, "embeddings", cache.Options[string, []float32]{
+		TTL: 24 * time.Hour,
+		Key: func(text string) string {
+			sum := sha256.Sum256([]byte(text))
+			return hex.EncodeToString(sum[:])
+		},
+		Codec: cache.Func(
+			func(v []float32) ([]byte, error) { return binary.Append(nil, binary.LittleEndian, v) },
+			func(b []byte) ([]float32, error) {
+				v := make([]float32, len(b)/4)
+				_, err := binary.Decode(b, binary.LittleEndian, v)
+				return v, err
+			},
+		),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer embeddings.Close(ctx) // before client.Close
+	v, err := embeddings.Fetch(ctx, "a long text", embed)
+	fmt.Println(len(v), err)
+}
+
+// Telling, for one call, whether the cache had the value: hooks get the caller's context.
+func ExampleHooks_perCall() {
+	type traceKey struct{}
+	users, err := cache.New(client, "users", cache.Options[int64, User]{
+		TTL: time.Hour,
+		Hooks: cache.Hooks{Lookup: func(ctx context.Context, i cache.LookupInfo) {
+			if hit, ok := ctx.Value(traceKey{}).(*bool); ok {
+				*hit = i.Hits+i.Stale > 0
+			}
+		}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	var hit bool
+	user, err := users.Fetch(context.WithValue(ctx, traceKey{}, &hit), 42, loadUser)
+	fmt.Println(user.Name, err, "X-Cache hit:", hit)
 }
 
 // Callers never wait for a load but the first of all: values past their TTL are served for another hour while one
@@ -124,16 +173,17 @@ func ExampleCache_Segment() {
 
 // Counting hits and misses for a metrics library.
 func ExampleHooks() {
-	var hits, misses int // counters of the metrics library, safe for concurrent use
+	var hits, misses, unavailable atomic.Int64 // or the counters of a metrics library
 	_, err := cache.New(client, "users", cache.Options[int64, User]{
 		TTL: time.Hour,
 		Hooks: cache.Hooks{
 			Lookup: func(_ context.Context, i cache.LookupInfo) {
-				hits += i.Hits + i.Stale
-				misses += i.Misses
+				hits.Add(int64(i.Hits + i.Stale))
+				misses.Add(int64(i.Misses))
+				unavailable.Add(int64(i.Unavailable))
 			},
 			Error: func(_ context.Context, op string, err error) { log.Println("cache goes on without redis:", op, err) },
 		},
 	})
-	fmt.Println(err, hits, misses)
+	fmt.Println(err, hits.Load(), misses.Load(), unavailable.Load())
 }

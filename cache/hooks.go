@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Hooks are optional functions that a cache calls, for metrics and traces. They run on the caller's or the
-// load's goroutine, with its context, before callers get what they wait for: keep them fast. Nil ones cost
-// nothing.
+// Hooks are optional functions that a cache calls, for metrics and traces. They run on the caller's goroutine or on
+// one of the cache's, with the caller's context or, for loads, the values of the first caller's, before callers get
+// what they wait for: keep them fast, and do not let them panic. Nil ones cost nothing.
 type Hooks struct {
 	// Lookup is called after each read of Redis for Fetch, FetchMany, Get or GetMany. A Fetch that was
 	// overtaken by a delete, or began on a segment without a stamp, may read more than once.
@@ -16,7 +16,8 @@ type Hooks struct {
 	// Load is called after each call of a load and the writing of what it returned.
 	Load func(ctx context.Context, info LoadInfo)
 	// Error is called with each failure that the cache goes on in spite of; op is one of the Op constants.
-	// That Redis is not asked because it failed a moment ago is no new failure.
+	// That Redis is not asked because it failed a moment ago is no new failure: in an outage Error is told of the
+	// first few, and LookupInfo.Unavailable of all.
 	Error func(ctx context.Context, op string, err error)
 }
 
@@ -29,14 +30,17 @@ const (
 	OpDecode = "decode" // decode a whole entry: Version was not changed with the encoding
 )
 
-// LookupInfo describes one read of Redis. Its counts add up to the number of keys.
+// LookupInfo describes one read of Redis. Hits, Stale, NotFound and Misses add up to the number of keys.
 type LookupInfo struct {
 	Segment  string
-	Hits     int           // fresh values
-	Stale    int           // values past their TTL
-	NotFound int           // keys remembered to have no value
-	Misses   int           // keys with nothing usable, also because Redis could not be read
-	Took     time.Duration // until the reply
+	Hits     int // fresh values
+	Stale    int // values past their TTL
+	NotFound int // keys remembered to have no value
+	Misses   int // keys with nothing usable
+	// Unavailable is how many of the misses were due to a Redis that failed, or was not asked because it had
+	// failed a moment ago.
+	Unavailable int
+	Took        time.Duration // until the reply
 }
 
 // LoadInfo describes one call of a load.
@@ -52,10 +56,13 @@ type LoadInfo struct {
 
 // Stats counts what a cache, with all its segments, has done in this process.
 type Stats struct {
-	Hits      uint64 // keys whose value was fresh in the cache
-	Stale     uint64 // keys whose value was past its TTL and was served
-	NotFound  uint64 // keys remembered to have no value
-	Misses    uint64 // keys with nothing usable in the cache
+	Hits     uint64 // keys whose value was fresh in the cache
+	Stale    uint64 // keys whose value was past its TTL and was served
+	NotFound uint64 // keys remembered to have no value
+	Misses   uint64 // keys with nothing usable in the cache
+
+	Unavailable uint64 // of these, those due to a Redis that failed or was not asked for that
+
 	Shared    uint64 // misses that waited for a load begun by another caller in this process
 	Loads     uint64 // calls of a load
 	LoadErrs  uint64 // of these, calls that returned an error or panicked
@@ -66,14 +73,14 @@ type Stats struct {
 }
 
 type counters struct {
-	hits, stale, notFound, misses, shared, loads, loadErrs, refreshes, stored, refused, errors atomic.Uint64
+	hits, stale, notFound, misses, unavailable, shared, loads, loadErrs, refreshes, stored, refused, errors atomic.Uint64
 }
 
 // Stats returns the counts so far. They are not read at one instant.
 func (c *Cache[K, V]) Stats() Stats {
 	n := &c.stats
 	return Stats{
-		Hits: n.hits.Load(), Stale: n.stale.Load(), NotFound: n.notFound.Load(), Misses: n.misses.Load(),
+		Hits: n.hits.Load(), Stale: n.stale.Load(), NotFound: n.notFound.Load(), Misses: n.misses.Load(), Unavailable: n.unavailable.Load(),
 		Shared: n.shared.Load(), Loads: n.loads.Load(), LoadErrs: n.loadErrs.Load(),
 		Refreshes: n.refreshes.Load(), Stored: n.stored.Load(), Refused: n.refused.Load(), Errors: n.errors.Load(),
 	}

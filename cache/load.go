@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
@@ -137,7 +136,7 @@ func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[V]) (v V, 
 		select {
 		case <-f.done:
 		case <-ctx.Done():
-			return v, false, fmt.Errorf("cache: wait for a load: %w", ctx.Err())
+			return v, false, wrap("wait for a load", ctx.Err())
 		}
 	}
 	tooOld := !w.own && !f.current && f.begun <= start && (f.err == nil || errors.Is(f.err, ErrNotFound))
@@ -312,7 +311,7 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			if w := &t.wants[i]; w.found.err == nil && t.mayUse(&t.writes, w.part) {
 				asked = append(asked, i)
 			} else if err := cmp.Or(w.found.err, ErrUnavailable); t.opts.FailClosed {
-				t.finish(i, outcome[V]{err: fmt.Errorf("cache: lease: %w", err)})
+				t.finish(i, outcome[V]{err: wrap("lease", err)})
 			} else {
 				claims = append(claims, claim{i: i})
 			}
@@ -355,7 +354,7 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			case w.found.err != nil:
 				errs[w.part] = cmp.Or(errs[w.part], w.found.err)
 				if t.opts.FailClosed {
-					t.finish(i, outcome[V]{err: fmt.Errorf("cache: lease: %w", w.found.err)})
+					t.finish(i, outcome[V]{err: wrap("lease", w.found.err)})
 				} else {
 					claims = append(claims, claim{i: i})
 				}
@@ -497,7 +496,7 @@ func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
 				return r
 			default:
 			}
-			return result[V]{took: t.opts.LoadTimeout, err: fmt.Errorf("cache: load: %w", ctx.Err())}
+			return result[V]{took: t.opts.LoadTimeout, err: wrap("load", ctx.Err())}
 		}
 	}
 }
@@ -538,7 +537,7 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 			e, ttl = make([]byte, headerSize), t.opts.NegativeTTL
 		case e == nil: // nothing that could be stored: what was there goes
 		case len(e)-headerSize > t.opts.MaxBytes:
-			t.survived(t.batch.ctx, OpEncode, ErrTooLarge)
+			t.survived(t.batch.ctx, OpEncode, tooLarge(len(e)-headerSize, t.opts.MaxBytes))
 			e = nil
 		default:
 			h.stale = t.opts.StaleTTL

@@ -152,6 +152,9 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 			info.NotFound++
 		case miss:
 			info.Misses++
+			if ws[i].found.err != nil {
+				info.Unavailable++
+			}
 		}
 	}
 	c.opts.Hooks.Lookup(ctx, info)
@@ -312,6 +315,9 @@ func (c *Cache[K, V]) count(l *lookup[V]) bool {
 		c.stats.notFound.Add(1)
 	case miss:
 		c.stats.misses.Add(1)
+		if l.err != nil {
+			c.stats.unavailable.Add(1)
+		}
 	}
 	return false
 }

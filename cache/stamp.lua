@@ -5,7 +5,7 @@
 -- invariant: a stamp never changes; it ends, and another one takes its place.
 local stamp = redis.pcall('GET', KEYS[1])
 if type(stamp) == 'string' and #stamp == 8 then
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') -- never shorter: caches with other TTLs share it
   return stamp
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

@@ -57,7 +57,7 @@ func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
 			return fmt.Errorf("encode: %w", err)
 		}
 		if n := len(e) - headerSize; n > c.opts.MaxBytes {
-			return fmt.Errorf("%w: %d bytes, MaxBytes is %d", ErrTooLarge, n, c.opts.MaxBytes)
+			return tooLarge(n, c.opts.MaxBytes)
 		}
 		ws, entries = append(ws, c.want(k)), append(entries, e)
 	}
@@ -69,6 +69,10 @@ func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
 		}
 	}
 	return nil
+}
+
+func tooLarge(size, most int) error {
+	return fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, size, most)
 }
 
 func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][]byte) error {

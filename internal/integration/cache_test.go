@@ -458,6 +458,20 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
+// TestCache_VersionsWithOtherTTLsShareASegment: they share its stamp, which must last for the longest.
+func TestCache_VersionsWithOtherTTLsShareASegment(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	long := newCache(t, client, prefix, cache.Options[string, string]{TTL: time.Hour, Version: "long"})
+	short := newCache(t, client, prefix, cache.Options[string, string]{TTL: time.Second, LoadTimeout: time.Second, Version: "short"})
+	require.NoError(t, long.Set(t.Context(), "k", "v"))
+	require.NoError(t, short.Set(t.Context(), "k", "v"))
+	ttl, err := do(t, client, prefix+"::{0}:s", "PTTL").AsInt64()
+	require.NoError(t, err)
+	require.Greater(t, ttl, time.Hour.Milliseconds())
+}
+
 func TestCache_JitterOnlyShortens(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
