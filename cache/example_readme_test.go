@@ -24,7 +24,7 @@ func Example() {
 	}
 	acme := scores.Segment("acme")
 
-	// However many callers and processes ask at once, predict runs once.
+	// However many callers and processes ask at once, predict runs once, as long as Redis answers.
 	score, err := acme.Fetch(ctx, "user-42", predict)
 	fmt.Println(score, err)
 

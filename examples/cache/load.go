@@ -65,7 +65,7 @@ func compare(ctx context.Context, s *service, base string, d time.Duration, out 
 	if err != nil {
 		return err
 	}
-	// A user has the score before the cache has told its hooks; when it is closed it has told them all.
+	// Refreshes go on behind the users' backs; when the cache is closed they have ended.
 	if err := s.cache.Close(ctx); err != nil {
 		return err
 	}

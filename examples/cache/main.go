@@ -8,6 +8,9 @@
 //	curl -X POST '127.0.0.1:8080/invalidate?tenant=acme'
 //	curl 127.0.0.1:8080/metrics
 //
+// To make it yours, copy the folder, then: go mod init example; until there is a release, go mod edit
+// -replace github.com/redispatterns/redispatterns=where/you/cloned/it; go mod tidy; go run .
+//
 // With -load it measures itself, half of the time without the cache and half with it, and ends:
 //
 //	$ go -C examples run ./cache -load 3s

@@ -17,7 +17,7 @@ import (
 // a key, and no tenant.
 type metrics struct {
 	mu                                            sync.Mutex
-	hits, stale, notFound, misses                 int
+	hits, stale, notFound, misses, unavailable    int
 	loads, loadErrors, refreshes, stored, refused int
 	errors                                        map[string]int // by operation
 	lookupTime, loadTime                          histogram
@@ -25,7 +25,7 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	return &metrics{
-		errors:     map[string]int{"read": 0, "lease": 0, "store": 0, "encode": 0},
+		errors:     map[string]int{cache.OpRead: 0, cache.OpLease: 0, cache.OpStore: 0, cache.OpEncode: 0, cache.OpDecode: 0},
 		lookupTime: newHistogram(.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25),
 		loadTime:   newHistogram(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1),
 	}
@@ -40,6 +40,7 @@ func (m *metrics) hooks() cache.Hooks {
 			m.stale += info.Stale
 			m.notFound += info.NotFound
 			m.misses += info.Misses
+			m.unavailable += info.Unavailable
 			m.lookupTime.observe(info.Took)
 		},
 		Load: func(_ context.Context, info cache.LoadInfo) {
@@ -79,6 +80,7 @@ func (m *metrics) serve(w http.ResponseWriter, _ *http.Request) {
 		name, help string
 		n          int
 	}{
+		{"cache_unavailable_total", "Misses because Redis failed, or had failed a moment before: alert on this.", m.unavailable},
 		{"cache_loads_total", "Calls of the model.", m.loads},
 		{"cache_load_errors_total", "Of these, calls that failed.", m.loadErrors},
 		{"cache_refreshes_total", "Of these, calls in the background, for stale scores.", m.refreshes},

@@ -18,6 +18,7 @@ func connect() (client rueidis.Client, disconnect func(), err error) {
 		if err != nil { // which may quote the password
 			return nil, nil, errors.New("REDIS_URL is not of the form redis://user:password@host:port/db")
 		}
+		option.Dialer.Timeout = time.Second // by default all who use a client wait 5s while it opens a connection
 		client, err := rueidis.NewClient(option)
 		if err != nil {
 			return nil, nil, fmt.Errorf("connect to REDIS_URL: %w", err)
