@@ -70,7 +70,8 @@ func ExampleOptions() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer embeddings.Close(ctx) // before client.Close
+	// Before client.Close:
+	defer embeddings.Close(ctx)
 	v, err := embeddings.Fetch(ctx, "a long text", embed)
 	fmt.Println(len(v), err)
 }

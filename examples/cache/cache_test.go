@@ -250,7 +250,7 @@ func TestMetrics_AreWhatPrometheusReads(t *testing.T) {
 		require.False(t, seen[c[1]+c[2]+c[3]], "%q is there twice", lines.Text())
 		seen[c[1]+c[2]+c[3]] = true
 	}
-	require.Len(t, types, 9)
+	require.Len(t, types, 10)
 	m := metricsOf(t, base)
 	for _, name := range []string{"cache_lookup_seconds", "cache_load_seconds"} {
 		require.Equal(t, 1, int(m[name+"_count"]))
