@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,7 +62,8 @@ type Options[K comparable, V any] struct {
 
 	// StaleTTL is for how much longer a value is kept and served after its TTL. A Fetch that finds such a
 	// stale value returns it at once and has it loaded anew in the background, by one process at a time;
-	// while that load fails, the stale value goes on being served, and one load a second is tried. A read
+	// while that load fails, the stale value goes on being served, and one load a second is tried (one that
+	// panics leaves nothing behind, and so is tried at each read). A read
 	// then sends PTTL along with each value it reads. At least 0. Defaults to 0: none.
 	StaleTTL time.Duration
 
@@ -100,7 +102,8 @@ type Options[K comparable, V any] struct {
 	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
 	// ClientTTL, and Redis tells the process which have changed. Such reads are eventually consistent: a
 	// process may see the old value for some milliseconds after a Delete, Set or Invalidate, even its own,
-	// and for ClientTTL at most if Redis' message is lost. It needs a client without DisableCache, else it
+	// and for ClientTTL at most if Redis' message is lost. That a value has turned stale, or is due for an early
+	// refresh, is noticed when it is next read from Redis. It needs a client without DisableCache, else it
 	// has no effect. At least 0. Defaults to 0: off.
 	ClientTTL time.Duration
 
@@ -329,6 +332,7 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 		c.look(ctx, &w)
 		if c.count(&w.found) {
 			if w.found.refresh {
+				w.seen = w.found.state
 				c.refresh(ctx, []want[K, V]{w}, one(load))
 			}
 			return w.found.value, nil
@@ -337,7 +341,7 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 		case w.found.state == notFound:
 			return zero, ErrNotFound
 		case err != nil && over(ctx):
-			continue // begin tells
+			return zero, wrap("fetch", cmp.Or(ctx.Err(), context.DeadlineExceeded))
 		case err != nil && c.opts.FailClosed:
 			return zero, wrap("fetch", err)
 		}
@@ -381,6 +385,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 			case c.count(&w.found):
 				found[w.key] = w.found.value
 				if w.found.refresh {
+					w.seen = w.found.state
 					outdated = append(outdated, *w)
 				}
 			case w.found.state == notFound:
@@ -411,7 +416,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 				found[missed[i].key] = v
 			case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 				errs = addError(errs, ctx.Err())
-			case !errors.Is(err, ErrNotFound):
+			case !wait.flight.missing:
 				errs = addError(errs, err)
 			}
 		}
@@ -468,7 +473,8 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 }
 
 // Set stores value for key, for a TTL, whatever was there. Loads of key that are under way, in any process,
-// will not store theirs. Two round trips. If it fails, the entry may have been written or not.
+// will not store theirs. Two round trips. If it fails, the entry may have been written or not, or may yet be, by what is
+// still on its way to Redis: Delete it once Redis answers.
 func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 	if err := c.set(ctx, map[K]V{key: value}); err != nil {
 		return wrap("set", err)
@@ -516,6 +522,11 @@ func (c *Cache[K, V]) Close(ctx context.Context) error {
 	c.mu.Lock()
 	c.endIfIdle()
 	c.mu.Unlock()
+	select {
+	case <-c.idle:
+		return nil
+	default:
+	}
 	select {
 	case <-c.idle:
 		return nil

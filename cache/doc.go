@@ -8,7 +8,7 @@
 //
 // One load. Callers that miss a key at the same time share one load, in a process through memory and between
 // processes through a lease in Redis, which lasts as long as the loading process lives and is void a LeaseTTL
-// after it died. An error or panic of a load reaches all in its process that wait for it, and is not cached; another
+// after it died or lost touch with Redis. An error or panic of a load reaches all in its process that wait for it, and is not cached; another
 // process that was waiting loads for itself. That there is no value can be cached: see [ErrNotFound].
 //
 // No old value. What a load returns that began before a Delete, Set or Invalidate of its key, in any process, is never
@@ -26,8 +26,8 @@
 // # When Redis fails
 //
 // Down, hung, or out of reach: Fetch returns what load returns, delayed by one OpTimeout at most, and after a few such
-// calls without asking Redis at all, at the cost of microseconds. Loads are then shared within the process only, and
-// not stored: when Redis is back, which is noticed within a tenth of a second of use, it is not flooded with writes.
+// calls without asking Redis at all, at the cost of microseconds. Loads are then shared within the process only, also
+// with callers that come while they run, and not stored: when Redis is back, which is noticed within a tenth of a second of use, it is not flooded with writes.
 // Get and, with Options.FailClosed, Fetch return an error instead. Delete, Set and Invalidate always try, and always
 // tell. All this needs a client whose Dialer.Timeout, 5s by default, is not longer than OpTimeout: while any user of
 // the client opens a connection, all others wait.

@@ -75,7 +75,8 @@ type outcome[V any] struct {
 	value   V
 	payload []byte // encoding of value, nil if there is none
 	err     error
-	current bool // no delete, set or invalidation came between the look at Redis and now, as far as Redis tells
+	missing bool // err says that there is no value
+	current bool // the lease held until value was stored: no delete or set has come between
 	void    bool // the flight has given up without a result
 }
 
@@ -89,7 +90,9 @@ type batch struct {
 // wait is one caller's interest in a flight.
 type wait[V any] struct {
 	flight *flight[V]
-	own    bool // the caller began it
+	own    bool   // the caller began it
+	blind  bool   // Redis told the caller nothing: it takes what its process has
+	stamp  string // that the caller found
 }
 
 // join finds or begins a flight for each of ws, whose entries were found to be missing after the clock
@@ -103,9 +106,9 @@ func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], l
 	waits := make([]wait[V], len(ws))
 	t := c.newTask(load, false)
 	for i, w := range ws {
-		if f := c.flying[w.entry]; f != nil && f.mayServe(start, w.found.stamp) {
+		if f := c.flying[w.entry]; f != nil && f.mayServe(start, &w.found) {
 			f.batch.waiters++
-			waits[i] = wait[V]{flight: f}
+			waits[i] = wait[V]{flight: f, blind: w.found.err != nil, stamp: w.found.stamp}
 			c.stats.shared.Add(1)
 			continue
 		}
@@ -118,12 +121,15 @@ func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], l
 	return waits, nil
 }
 
-// mayServe reports whether a caller who found stamp, after the clock showed start, may wait for f. It may if
-// f will still look at Redis, or did so after the caller came. If f looked earlier, a delete or set before
-// the caller came will show when f stores, but an invalidation shows in the stamp only. Once f stores, the
-// caller's own flight will find the value.
-func (f *flight[V]) mayServe(start uint64, stamp string) bool {
-	return f.batch.waiters > 0 && (f.begun == 0 || f.begun > start || stamp != "" && f.stamp == stamp && !f.ended)
+// mayServe reports whether a caller that found this, after the clock showed start, had better wait for f. If f
+// will still look at Redis, or did so after the caller came, its value is new enough. If f looked earlier, a
+// delete or set before the caller came will show when f stores, and an invalidation shows in the stamp; then
+// the caller looks again. Once f stores, the caller's own flight will find the value.
+func (f *flight[V]) mayServe(start uint64, found *lookup[V]) bool {
+	if f.batch.waiters == 0 {
+		return false
+	}
+	return f.begun == 0 || f.begun > start || found.err != nil || !f.ended && (f.stamp == "" || f.stamp == found.stamp)
 }
 
 // await waits for a flight. again means that its value may be older than the caller's wish, or that it has
@@ -139,9 +145,9 @@ func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[V]) (v V, 
 			return v, false, wrap("wait for a load", ctx.Err())
 		}
 	}
-	tooOld := !w.own && !f.current && f.begun <= start && (f.err == nil || errors.Is(f.err, ErrNotFound))
+	newEnough := w.own || w.blind || f.begun > start || f.current && w.stamp != "" && f.stamp == w.stamp
 	switch {
-	case f.void || tooOld:
+	case f.void, !newEnough && (f.err == nil || f.missing):
 		return v, true, nil
 	case f.err != nil:
 		return v, false, f.err
@@ -149,7 +155,7 @@ func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[V]) (v V, 
 		return f.value, false, nil
 	}
 	// A copy of its own, which the caller may change.
-	v, err = c.decode(f.payload)
+	v, err = c.decodeSafely(f.payload)
 	if err != nil {
 		return f.value, false, nil
 	}
@@ -306,6 +312,12 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 	made := map[int]string{} // stamps that were missing and are there since an earlier chunk
 	for chunk := range slices.Chunk(pending, maxBatch) {
 		var asked []int
+		t.mu.Lock()
+		begun := t.clock.Add(1)
+		for _, i := range chunk {
+			t.flights[i].begun, t.flights[i].stamp = begun, ""
+		}
+		t.mu.Unlock()
 		for _, i := range chunk {
 			t.wants[i].found.stamp = cmp.Or(t.wants[i].found.stamp, made[t.wants[i].part])
 			if w := &t.wants[i]; w.found.err == nil && t.mayUse(&t.writes, w.part) {
@@ -322,11 +334,8 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		parts := t.partsOf(asked)
 		calls := t.stampCalls(parts)
 		tokens := make([]string, len(asked))
-		t.mu.Lock()
-		begun := t.clock.Add(1)
 		for j, i := range asked {
 			w := &t.wants[i]
-			t.flights[i].begun, t.flights[i].stamp = begun, w.found.stamp
 			// Without a stamp, guess that it is missing and will be the new one.
 			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].args[0]) + randomString()
 			seen := w.found.stamp
@@ -337,9 +346,9 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), seen,
 			}})
 		}
-		t.mu.Unlock()
 
-		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
+		sent := sinceEpoch()
+		bound, cancel := t.deadlines.bound(ctx, sent)
 		results := replies(pipeline(bound, t.client, calls))
 		cancel()
 		stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
@@ -374,7 +383,7 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpLease, err)
+			t.settle(ctx, &t.writes, part, OpLease, sent, err)
 		}
 	}
 	return claims, held, changed
@@ -387,7 +396,7 @@ func (t *task[K, V]) take(i int) bool {
 	case hit:
 		t.finish(i, outcome[V]{value: found.value, payload: entry(found.stored).payload()})
 	case notFound:
-		t.finish(i, outcome[V]{err: ErrNotFound})
+		t.finish(i, outcome[V]{err: ErrNotFound, missing: true})
 	default:
 		return false
 	}
@@ -444,7 +453,8 @@ func (t *task[K, V]) loadClaims(claims []claim) {
 	for j, c := range claims {
 		o := outcome[V]{err: r.err}
 		if r.err == nil {
-			o = outcome[V]{value: r.loaded[j].value, err: r.loaded[j].err, current: current[j]}
+			err := r.loaded[j].err
+			o = outcome[V]{value: r.loaded[j].value, err: err, missing: err != nil, current: current[j]}
 			if e := r.entries[j]; e != nil {
 				o.payload = entry(e).payload()
 			}
@@ -458,6 +468,7 @@ func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
 	ctx, cancel := context.WithTimeout(t.batch.ctx, t.opts.LoadTimeout)
 	defer cancel()
 	ended := make(chan result[V], 1)
+	began := sinceEpoch()
 	t.mu.Lock()
 	t.goWhileOpen(func() {
 		var r result[V]
@@ -472,7 +483,6 @@ func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
 			}
 			ended <- r
 		}()
-		began := sinceEpoch()
 		r.loaded, r.err = t.load(ctx, keys)
 		r.took = sinceEpoch() - began
 		if r.err == nil {
@@ -496,7 +506,7 @@ func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
 				return r
 			default:
 			}
-			return result[V]{took: t.opts.LoadTimeout, err: wrap("load", ctx.Err())}
+			return result[V]{took: sinceEpoch() - began, err: wrap("load", ctx.Err())}
 		}
 	}
 }
@@ -518,14 +528,12 @@ func (t *task[K, V]) encode(ctx context.Context, values []loaded[V]) [][]byte {
 	return entries
 }
 
-// store writes what was loaded under the leases of claims. It returns for each whether it is current: whether
-// the lease still held, or nobody can tell.
+// store writes what was loaded under the leases of claims, and returns for each whether its lease still held.
 func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 	current := make([]bool, len(claims))
 	var calls []call
 	var of []int // index into claims
 	for j, c := range claims {
-		current[j] = c.token == ""
 		if c.token == "" {
 			continue
 		}
@@ -551,7 +559,8 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 	ctx := context.WithoutCancel(t.batch.ctx)
 	for n := 0; n < len(calls); n += maxBatch {
 		chunk, chunkOf := calls[n:min(n+maxBatch, len(calls))], of[n:min(n+maxBatch, len(of))]
-		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
+		sent := sinceEpoch()
+		bound, cancel := t.deadlines.bound(ctx, sent)
 		results := pipeline(bound, t.client, chunk)
 		cancel()
 		errs := map[int]error{}
@@ -559,7 +568,7 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 			stored, err := results[m].AsInt64()
 			part := t.wants[claims[j].i].part
 			errs[part] = cmp.Or(errs[part], err)
-			current[j] = stored == 1 || err != nil
+			current[j] = stored == 1
 			switch {
 			case stored == 1 && chunk[m].args[1] != "":
 				info.Stored++
@@ -568,18 +577,22 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpStore, err)
+			t.settle(ctx, &t.writes, part, OpStore, sent, err)
+		}
+		if anyError(errs) {
+			break // not another OpTimeout for each batch: these leases end by themselves
 		}
 	}
 	return current
 }
 
-// giveBack ends the leases of a load that failed with err. After a failed refresh, whose stale value is
-// still being served, they are kept a little, so that the source is not asked again for each read.
+// giveBack ends the leases of a load that failed with err. After a failed refresh of stale values, which go on
+// being served, they are kept a little, so that the source is not asked again for each read.
 func (t *task[K, V]) giveBack(claims []claim, err error) {
 	var pause time.Duration
 	var panicked *PanicError
-	if t.background && !errors.As(err, &panicked) {
+	notServed := func(c claim) bool { return t.wants[c.i].seen != stale }
+	if t.background && !slices.ContainsFunc(claims, notServed) && !errors.As(err, &panicked) {
 		pause = refreshPause
 	}
 	t.setLeases(claims, pause)
@@ -598,7 +611,8 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 		}
 	}
 	for n := 0; n < len(calls); n += maxBatch {
-		bound, cancel := t.deadlines.bound(ctx, sinceEpoch())
+		sent := sinceEpoch()
+		bound, cancel := t.deadlines.bound(ctx, sent)
 		results := pipeline(bound, t.client, calls[n:min(n+maxBatch, len(calls))])
 		cancel()
 		errs := map[int]error{}
@@ -611,7 +625,19 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 			}
 		}
 		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpLease, err)
+			t.settle(ctx, &t.writes, part, OpLease, sent, err)
+		}
+		if anyError(errs) {
+			return
 		}
 	}
+}
+
+func anyError(errs map[int]error) bool {
+	for _, err := range errs {
+		if err != nil {
+			return true
+		}
+	}
+	return false
 }

@@ -3,8 +3,10 @@ package cache
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -44,6 +46,7 @@ type want[K comparable, V any] struct {
 	entry string    // entry key
 	part  int       // its range of slots
 	found lookup[V] // what the last look at it found
+	seen  state     // what the caller was served
 }
 
 // lookup is what was found for one key.
@@ -115,7 +118,7 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
 		}
 	}
 	cancel()
-	c.settle(ctx, &c.reads, w.part, OpRead, value.err)
+	c.settle(ctx, &c.reads, w.part, OpRead, now, value.err)
 	w.found = c.interpret(ctx, value, stamp, unknownTTL)
 	w.found.old = remembered
 	return true
@@ -209,11 +212,11 @@ func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
 			value.err = cmp.Or(value.err, ttls[i].err)
 		}
 		w.found = c.interpret(ctx, value, stamps[w.part], left)
-		w.found.old = !slices.Contains(parts, w.part)
+		w.found.old = c.opts.ClientTTL > 0 || !slices.Contains(parts, w.part)
 		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
 	}
 	for part, err := range errs {
-		c.settle(ctx, &c.reads, part, OpRead, err)
+		c.settle(ctx, &c.reads, part, OpRead, now, err)
 	}
 }
 
@@ -286,7 +289,7 @@ func (c *Cache[K, V]) interpret(ctx context.Context, value, stamp reply, left ti
 		return l
 	}
 	var err error
-	if l.value, err = c.decode(e.payload()); err != nil {
+	if l.value, err = c.decodeSafely(e.payload()); err != nil {
 		c.survived(ctx, OpDecode, err)
 		return l
 	}
@@ -300,6 +303,17 @@ func (c *Cache[K, V]) interpret(ctx context.Context, value, stamp reply, left ti
 		l.refresh = fresh <= 0 || e.cost().Seconds()*c.opts.EarlyBeta*rand.ExpFloat64() >= fresh.Seconds()
 	}
 	return l
+}
+
+// decodeSafely makes a panic of the codec an error: it may run on a goroutine of ours, and an entry that makes it
+// panic shall be replaced like any other that it does not understand.
+func (s *shared[K, V]) decodeSafely(b []byte) (v V, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &PanicError{Value: p, Stack: debug.Stack()}
+		}
+	}()
+	return s.decode(b)
 }
 
 // count adds what was found to the statistics and reports whether it is a value.
@@ -331,12 +345,13 @@ func (s *shared[K, V]) mayUse(b *breakers, part int) bool {
 	return ok
 }
 
-// settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing.
-func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op string, err error) {
+// settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing; that
+// its deadline came first does, if Redis had some time.
+func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op string, began time.Duration, err error) {
 	switch {
 	case err == nil:
 		b.succeeded(part)
-	case !over(ctx):
+	case !over(ctx), !errors.Is(ctx.Err(), context.Canceled) && sinceEpoch()-began >= s.opts.OpTimeout/8:
 		b.failed(part)
 		s.survived(ctx, op, err)
 	}

@@ -485,3 +485,96 @@ func TestCache_EvictionOnlyCostsLoads(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, info, "evicted_keys:0\r\n", "the test must make Redis evict")
 }
+
+// TestCache_NoOldValueFromALoadWithoutALease: a load that lost its lease, or never had one, may be overtaken
+// unseen; those who come after the delete must not get its value.
+func TestCache_NoOldValueFromALoadWithoutALease(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(t *testing.T, s *redistest.Server, admin rueidis.Client) (heal func()){
+		"lease evicted": func(t *testing.T, _ *redistest.Server, _ rueidis.Client) func() { return func() {} },
+		"full": func(t *testing.T, _ *redistest.Server, admin rueidis.Client) func() {
+			limit := func(n string) {
+				require.NoError(t, admin.Do(t.Context(), admin.B().ConfigSet().ParameterValue().ParameterValue("maxmemory", n).Build()).Error())
+			}
+			limit("1")
+			return func() { limit("0") }
+		},
+		"hung": func(t *testing.T, s *redistest.Server, _ rueidis.Client) func() {
+			s.Pause(t)
+			return func() { s.Resume(t) }
+		},
+	} {
+		for how, remove := range map[string]func(c *cache.Cache[string, string]) error{
+			"delete":     func(c *cache.Cache[string, string]) error { return c.Delete(context.Background(), "k") },
+			"invalidate": func(c *cache.Cache[string, string]) error { return c.Invalidate(context.Background()) },
+		} {
+			t.Run(name+" "+how, func(t *testing.T) {
+				t.Parallel()
+				server := redistest.Start(t, "--maxmemory-policy", "noeviction")
+				admin := server.Client(t)
+				ctx := t.Context()
+				prefix := redistest.Prefix(t)
+				opts := cache.Options[string, string]{OpTimeout: 100 * time.Millisecond}
+				here := newCache(t, server.Client(t), prefix, opts)
+				opts.OpTimeout = 5 * time.Second
+				elsewhere := newCache(t, admin, prefix, opts)
+				_, err := here.Fetch(ctx, "connect", newSource("v").load)
+				require.NoError(t, err)
+				heal := lose(t, server, admin)
+				started, release := make(chan struct{}), make(chan struct{})
+				first := make(chan string, 1)
+				go func() {
+					v, _ := here.Fetch(ctx, "k", func(context.Context, string) (string, error) {
+						close(started)
+						<-release
+						return "old", nil
+					})
+					first <- v
+				}()
+				<-started
+				heal()
+				if name == "lease evicted" {
+					do(t, admin, entryKey(prefix, "k")+":l", "DEL")
+				}
+				require.Eventually(t, func() bool { // also for the breaker to close
+					_, _, err := here.Get(ctx, "k")
+					return err == nil && remove(elsewhere) == nil
+				}, 10*time.Second, time.Millisecond)
+				later := make(chan string, 5)
+				for range cap(later) {
+					go func() {
+						v, _ := here.Fetch(ctx, "k", newSource("new").load)
+						later <- v
+					}()
+				}
+				close(release)
+				require.Equal(t, "old", <-first)
+				for range cap(later) {
+					require.Equal(t, "new", <-later)
+				}
+			})
+		}
+	}
+}
+
+func TestCache_ShortDeadlinesOpenTheBreakerToo(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: faultOpTimeout})
+	fetchTimed(t, c, "before")
+	server.Pause(t)
+	lookups := 0
+	for range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), faultOpTimeout/2)
+		_, err := c.Fetch(ctx, "k", newSource("v").load)
+		cancel()
+		if err == nil {
+			server.Resume(t)
+			return
+		}
+		lookups++
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.LessOrEqual(t, c.Stats().Misses, uint64(1+2*lookups), "it does not spin")
+	}
+	require.FailNow(t, "no call was spared of a Redis that hangs")
+}

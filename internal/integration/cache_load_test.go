@@ -679,3 +679,55 @@ func playSchedule(t *testing.T, clients []rueidis.Client, prefix string, seed ui
 	}
 	return fetched, refused
 }
+
+func TestCache_ABatchLoadThatFailsWithNotFoundHasFailed(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	c := newCache(t, client, redistest.Prefix(t), cache.Options[string, string]{NegativeTTL: time.Minute})
+	inner := fmt.Errorf("another cache: %w", cache.ErrNotFound)
+	_, err := c.FetchMany(t.Context(), []string{"a", "b"}, func(context.Context, []string) (map[string]string, error) { return nil, inner })
+	require.ErrorIs(t, err, inner)
+	_, err = c.FetchMany(t.Context(), []string{"a", "b"}, func(context.Context, []string) (map[string]string, error) { panic(inner) })
+	var panicked *cache.PanicError
+	require.ErrorAs(t, err, &panicked)
+	_, ok, err := c.Get(t.Context(), "a")
+	require.NoError(t, err, "nothing was remembered")
+	require.False(t, ok)
+}
+
+// TestCache_APanickingDecodeIsAMiss, also where it runs on a goroutine of the cache.
+func TestCache_APanickingDecodeIsAMiss(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	holder := newCache(t, client, prefix, cache.Options[string, string]{})
+	c := newCache(t, client, prefix, cache.Options[string, string]{Codec: cache.Func(
+		func(s string) ([]byte, error) { return []byte("!" + s), nil },
+		func(b []byte) (string, error) {
+			if b[0] != '!' {
+				panic("boom")
+			}
+			return string(b[1:]), nil
+		},
+	)})
+	started, release, held := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := holder.Fetch(t.Context(), "k", func(context.Context, string) (string, error) {
+			close(started)
+			<-release
+			return "v", nil
+		})
+		held <- err
+	}()
+	<-started
+	result := make(chan string, 1)
+	go func() {
+		v, _ := c.Fetch(t.Context(), "k", newSource("repaired").load)
+		result <- v
+	}()
+	require.Eventually(t, func() bool { return c.Stats().Misses == 1 }, 10*time.Second, time.Millisecond)
+	close(release)
+	require.NoError(t, <-held)
+	require.Equal(t, "repaired", <-result)
+	require.Positive(t, c.Stats().Errors)
+}
