@@ -40,7 +40,7 @@ type LookupInfo struct {
 	// Unavailable is how many of the misses were due to a Redis that failed, or was not asked because it had
 	// failed a moment ago.
 	Unavailable int
-	Took        time.Duration // until the reply
+	Took        time.Duration // decoding included
 }
 
 // LoadInfo describes one call of a load.

@@ -309,7 +309,9 @@ type claim struct {
 // looked at again at once.
 func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int) {
 	ctx := t.batch.ctx
-	made := map[int]string{} // stamps that were missing and are there since an earlier chunk
+	// Stamps that were missing and are there since an earlier chunk: without them later chunks would guess
+	// wrong, and the batch would be loaded in parts.
+	made := map[int]string{}
 	for chunk := range slices.Chunk(pending, maxBatch) {
 		var asked []int
 		t.mu.Lock()
@@ -338,12 +340,8 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			w := &t.wants[i]
 			// Without a stamp, guess that it is missing and will be the new one.
 			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].args[0]) + randomString()
-			seen := w.found.stamp
-			if w.found.old {
-				seen = ""
-			}
 			calls = append(calls, call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
-				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), seen,
+				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.void,
 			}})
 		}
 
@@ -367,19 +365,22 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 				} else {
 					claims = append(claims, claim{i: i})
 				}
+			case len(r.text) == 2*stampSize && r.text[:stampSize] == stamp.text:
+				held = append(held, i)
+			case len(r.text) == 2*stampSize:
+				w.found.void = r.text
+				changed = append(changed, i)
 			case r.text != "":
 				if !t.take(i) {
 					changed = append(changed, i)
 				}
 			case r.number == 1 && tokens[j][:stampSize] != stamp.text:
 				changed = append(changed, i) // leased under a stamp that is not the segment's: others may take it
-			case r.number == 1:
+			default:
 				claims = append(claims, claim{i, tokens[j], stamp.text})
 				t.mu.Lock()
 				t.flights[i].stamp = stamp.text
 				t.mu.Unlock()
-			default:
-				held = append(held, i)
 			}
 		}
 		for part, err := range errs {

@@ -56,7 +56,7 @@ type lookup[V any] struct {
 	refresh bool   // the value should be loaded anew in the background
 	stored  []byte // what is under the entry key, usable or not; an alias of the reply
 	stamp   string // the segment's stamp at the time, "" if it was missing
-	old     bool   // the stamp was remembered: it may have been deleted up to stampMemory ago
+	void    string // token of a lease whose stamp is no longer the segment's
 	err     error  // Redis could not be asked
 }
 
@@ -99,10 +99,15 @@ func (c *Cache[K, V]) look(ctx context.Context, w *want[K, V]) {
 // its stamp is remembered, and else together with the stamp of a single server.
 func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
 	now := sinceEpoch()
-	value, stamp := reply{}, reply{text: c.rememberedStamp(w.part, now)}
-	remembered, local := stamp.text != "", c.opts.ClientTTL > 0
-	if c.asksTTL || !remembered && (c.cluster || local) || !c.mayUse(&c.reads, w.part) {
+	local := c.opts.ClientTTL > 0
+	alone := c.cluster || local // or else together with the stamp
+	if c.asksTTL || alone && !c.remembers(w.part, now) || !c.mayUse(&c.reads, w.part) {
 		return false
+	}
+	value, stamp := reply{}, reply{text: c.rememberedStamp(w.part, now)}
+	remembered := stamp.text != ""
+	if alone && !remembered {
+		return false // it was forgotten just now
 	}
 	bound, cancel := c.deadlines.bound(ctx, now)
 	switch b := c.client.B(); {
@@ -120,7 +125,6 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
 	cancel()
 	c.settle(ctx, &c.reads, w.part, OpRead, now, value.err)
 	w.found = c.interpret(ctx, value, stamp, unknownTTL)
-	w.found.old = remembered
 	return true
 }
 
@@ -212,7 +216,6 @@ func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
 			value.err = cmp.Or(value.err, ttls[i].err)
 		}
 		w.found = c.interpret(ctx, value, stamps[w.part], left)
-		w.found.old = c.opts.ClientTTL > 0 || !slices.Contains(parts, w.part)
 		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
 	}
 	for part, err := range errs {
@@ -392,13 +395,10 @@ func messageReply(m *rueidis.RedisMessage) reply {
 }
 
 func replyOf(result rueidis.RedisResult) reply {
-	m, err := result.ToMessage()
-	if err != nil && !rueidis.IsRedisNil(err) {
-		if e, ok := rueidis.IsRedisErr(err); ok && strings.HasPrefix(e.Error(), "WRONGTYPE") {
-			err = nil
-		}
+	if err := result.NonRedisError(); err != nil {
 		return reply{err: err}
 	}
+	m, _ := result.ToMessage() // messageReply sees to errors of Redis
 	return messageReply(&m)
 }
 
@@ -427,6 +427,12 @@ func (c *Cache[K, V]) rememberedStamp(part int, now time.Duration) string {
 		return ""
 	}
 	return r.stamp
+}
+
+// remembers reports whether rememberedStamp would return a stamp, without taking on its renewal.
+func (c *Cache[K, V]) remembers(part int, now time.Duration) bool {
+	r := c.remembered[part].Load()
+	return r != nil && r.stamp != "" && now < r.until && int64(now) < r.renew.Load()
 }
 
 func (c *Cache[K, V]) rememberStamp(part int, stamp string, asked time.Duration) {

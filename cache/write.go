@@ -184,7 +184,7 @@ func addError(errs []error, err error) []error {
 // probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
 // read, the write breaker's by a write that a server which is full or read-only refuses.
 func (s *shared[K, V]) probe(b *breakers, part int) {
-	root := s.view("")
+	key := s.view("").keys.stamp(s.stampTags[part])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.isClosed.Load() {
@@ -193,13 +193,11 @@ func (s *shared[K, V]) probe(b *breakers, part int) {
 	s.goWhileOpen(func() {
 		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
 		defer cancel()
-		var result rueidis.RedisResult
+		cmd := s.client.B().Get().Key(key).Build()
 		if b == &s.writes {
-			result = pipeline(ctx, s.client, root.stampCalls([]int{part}))[0]
-		} else {
-			result = s.client.Do(ctx, s.client.B().Get().Key(root.keys.stamp(s.stampTags[part])).Build())
+			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().PxMilliseconds(s.stampTTL.Milliseconds()).Build()
 		}
-		if replyOf(result).err == nil {
+		if replyOf(s.client.Do(ctx, cmd)).err == nil {
 			b.succeeded(part)
 		}
 	})
