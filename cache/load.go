@@ -356,7 +356,13 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		for j, i := range asked {
 			w, r := &t.wants[i], results[len(parts)+j]
 			stamp := stamps[w.part]
+			rejected := w.found
 			w.found = t.interpret(ctx, r, stamp, unknownTTL)
+			// An entry and a lease may both have been rejected: remember the one when the other is told of.
+			w.found.void = rejected.void
+			if len(w.found.stored) < headerSize {
+				w.found.stored = rejected.stored
+			}
 			switch {
 			case w.found.err != nil:
 				errs[w.part] = cmp.Or(errs[w.part], w.found.err)
