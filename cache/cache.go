@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/deadline"
+	"github.com/redispatterns/redispatterns/internal/key"
 )
 
 // ErrNotFound is what a load returns, alone or wrapped, to say that there is no value for the key. It is
@@ -154,7 +156,7 @@ type shared[K comparable, V any] struct {
 	cluster   bool     // one command may name keys of one slot only
 	stampTags []string // one per range of slots
 	stampTTL  time.Duration
-	deadlines deadlines
+	deadlines *deadline.Shared
 	reads     breakers
 	writes    breakers
 	stats     counters
@@ -181,8 +183,8 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 	if client == nil {
 		return nil, errors.New("cache: client is nil")
 	}
-	if prefix == "" || strings.ContainsAny(prefix, "{}") {
-		return nil, fmt.Errorf("cache: prefix must not be empty or contain braces, got %q", prefix)
+	if err := key.CheckPrefix(prefix); err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
 	}
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
@@ -196,7 +198,7 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 		asksTTL:   opts.StaleTTL > 0 || opts.EarlyBeta > 0,
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		stampTags: newStampTags(client),
-		deadlines: deadlines{timeout: opts.OpTimeout},
+		deadlines: deadline.New(opts.OpTimeout),
 		flying:    make(map[string]*flight[V]),
 		idle:      make(chan struct{}),
 		views:     make(map[string]*Cache[K, V]),

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"math"
 	"strings"
@@ -316,53 +315,6 @@ func TestBreaker_OpensAfterFailuresInARowAndProbes(t *testing.T) {
 		require.InDelta(t, 5, probes, 1, "one at a time, one per interval")
 		b.succeeded()
 		require.False(t, open())
-	})
-}
-
-func TestDeadlines_BoundByTheNearer(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		type key struct{}
-		d := deadlines{timeout: 80 * time.Millisecond}
-		within := func(ctx context.Context, least, most time.Duration) {
-			t.Helper()
-			bound, cancel := d.bound(ctx, sinceEpoch())
-			defer cancel()
-			began := time.Now()
-			<-bound.Done()
-			require.GreaterOrEqual(t, time.Since(began), least)
-			require.LessOrEqual(t, time.Since(began), most)
-			require.Error(t, bound.Err())
-			require.Equal(t, ctx.Value(key{}), bound.Value(key{}))
-		}
-		background := context.Background()
-		valued := context.WithValue(background, key{}, "v")
-		cancellable, cancel := context.WithCancel(valued)
-		defer cancel()
-		for _, ctx := range []context.Context{background, valued, cancellable} {
-			for range 3 {
-				within(ctx, 70*time.Millisecond, 80*time.Millisecond)
-				time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest's time
-			}
-		}
-		near, cancel := context.WithTimeout(valued, 5*time.Millisecond)
-		defer cancel()
-		within(near, 5*time.Millisecond, 5*time.Millisecond)
-		far, cancel := context.WithTimeout(valued, time.Hour)
-		defer cancel()
-		within(far, 70*time.Millisecond, 80*time.Millisecond)
-		cancel()
-		within(far, 0, 0)
-
-		// Those that begin within an eighth share one context and its timer.
-		a, _ := d.bound(background, sinceEpoch())
-		time.Sleep(9 * time.Millisecond) //nolint:forbidigo // synctest's time
-		b, _ := d.bound(background, sinceEpoch())
-		require.Same(t, a, b)
-		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
-		c, _ := d.bound(background, sinceEpoch())
-		require.NotSame(t, a, c)
-		<-c.Done()
 	})
 }
 

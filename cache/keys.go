@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/key"
 )
 
 // keyspace builds the keys of one segment. All of them are made here:
@@ -25,26 +27,20 @@ type keyspace struct {
 func newKeyspace(prefix, version, segment string) keyspace {
 	version, segment = escapePart(version), escapePart(segment)
 	return keyspace{
-		entries: prefix + ":" + version + ":" + segment + ":{",
-		stamps:  prefix + ":" + segment + ":{",
+		entries: prefix + ":" + version + ":" + segment + ":",
+		stamps:  prefix + ":" + segment + ":",
 	}
 }
 
 // escapePart makes s free of the characters that end a part of a key or begin a hash tag.
 var escapePart = strings.NewReplacer("%", "%25", ":", "%3A", "{", "%7B", "}", "%7D").Replace
 
-// entry returns the key of an entry. Redis hashes what is between the first "{" and the next "}", and the
-// whole key if that is nothing, so an id that would leave nothing there is marked with "%".
-func (k keyspace) entry(id string) string {
-	if id == "" || id[0] == '}' || id[0] == '%' {
-		return k.entries + "%" + id + "}"
-	}
-	return k.entries + id + "}"
-}
+// entry returns the key of an entry.
+func (k keyspace) entry(id string) string { return key.Tagged(k.entries, id, "") }
 
 func leaseKey(entryKey string) string { return entryKey + ":l" }
 
-func (k keyspace) stamp(tag string) string { return k.stamps + tag + "}:s" }
+func (k keyspace) stamp(tag string) string { return key.Tagged(k.stamps, tag, ":s") }
 
 // slotRanges is how many copies of a stamp there may be in a cluster. Copy i belongs to the entries in the
 // i-th of that many equal ranges of slots and lies in that range itself: nearly always on their node, so

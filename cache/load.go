@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"github.com/redispatterns/redispatterns/internal/script"
 )
 
 // refreshPause is how long after a failed refresh of a stale value the next is tried.
@@ -339,15 +341,15 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 		for j, i := range asked {
 			w := &t.wants[i]
 			// Without a stamp, guess that it is missing and will be the new one.
-			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].args[0]) + randomString()
-			calls = append(calls, call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
+			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].Args[0]) + randomString()
+			calls = append(calls, script.Call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
 				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.void,
 			}})
 		}
 
 		sent := sinceEpoch()
-		bound, cancel := t.deadlines.bound(ctx, sent)
-		results := replies(pipeline(bound, t.client, calls))
+		bound, cancel := t.deadlines.Bound(ctx, sent)
+		results := replies(script.DoMulti(bound, t.client, calls))
 		cancel()
 		stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
 		for j, part := range parts {
@@ -538,7 +540,7 @@ func (t *task[K, V]) encode(ctx context.Context, values []loaded[V]) [][]byte {
 // store writes what was loaded under the leases of claims, and returns for each whether its lease still held.
 func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 	current := make([]bool, len(claims))
-	var calls []call
+	var calls []script.Call
 	var of []int // index into claims
 	for j, c := range claims {
 		if c.token == "" {
@@ -567,8 +569,8 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 	for n := 0; n < len(calls); n += maxBatch {
 		chunk, chunkOf := calls[n:min(n+maxBatch, len(calls))], of[n:min(n+maxBatch, len(of))]
 		sent := sinceEpoch()
-		bound, cancel := t.deadlines.bound(ctx, sent)
-		results := pipeline(bound, t.client, chunk)
+		bound, cancel := t.deadlines.Bound(ctx, sent)
+		results := script.DoMulti(bound, t.client, chunk)
 		cancel()
 		errs := map[int]error{}
 		for m, j := range chunkOf {
@@ -577,7 +579,7 @@ func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
 			errs[part] = cmp.Or(errs[part], err)
 			current[j] = stored == 1
 			switch {
-			case stored == 1 && chunk[m].args[1] != "":
+			case stored == 1 && chunk[m].Args[1] != "":
 				info.Stored++
 			case stored == 0 && err == nil:
 				info.Refused++
@@ -609,18 +611,18 @@ func (t *task[K, V]) giveBack(claims []claim, err error) {
 // shall not be waited for twice.
 func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 	ctx := context.WithoutCancel(t.batch.ctx)
-	var calls []call
+	var calls []script.Call
 	var of []*claim
 	for j := range claims {
 		if c := &claims[j]; c.token != "" {
-			calls = append(calls, call{leaseScript, []string{leaseKey(t.wants[c.i].entry)}, []string{c.token, millis(d)}})
+			calls = append(calls, script.Call{leaseScript, []string{leaseKey(t.wants[c.i].entry)}, []string{c.token, millis(d)}})
 			of = append(of, c)
 		}
 	}
 	for n := 0; n < len(calls); n += maxBatch {
 		sent := sinceEpoch()
-		bound, cancel := t.deadlines.bound(ctx, sent)
-		results := pipeline(bound, t.client, calls[n:min(n+maxBatch, len(calls))])
+		bound, cancel := t.deadlines.Bound(ctx, sent)
+		results := script.DoMulti(bound, t.client, calls[n:min(n+maxBatch, len(calls))])
 		cancel()
 		errs := map[int]error{}
 		for m, r := range results {

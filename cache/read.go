@@ -109,7 +109,7 @@ func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
 	if alone && !remembered {
 		return false // it was forgotten just now
 	}
-	bound, cancel := c.deadlines.bound(ctx, now)
+	bound, cancel := c.deadlines.Bound(ctx, now)
 	switch b := c.client.B(); {
 	case local:
 		value = replyOf(c.client.DoCache(bound, b.Get().Key(w.entry).Cache(), c.opts.ClientTTL))
@@ -201,7 +201,7 @@ func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
 	if c.asksTTL {
 		ttlKeys = keys[len(parts):]
 	}
-	bound, cancel := c.deadlines.bound(ctx, now)
+	bound, cancel := c.deadlines.Bound(ctx, now)
 	values, ttls := c.ask(bound, keys, ttlKeys)
 	cancel()
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/script"
 )
 
 func millis(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
@@ -32,15 +34,15 @@ func (s *shared[K, V]) lifetime() time.Duration {
 	return max(ttl, time.Millisecond) + s.opts.StaleTTL
 }
 
-func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.Duration) call {
-	return call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
+func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.Duration) script.Call {
+	return script.Call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
 }
 
 // stampCalls returns the calls that read the stamps of some ranges of slots, or make them.
-func (c *Cache[K, V]) stampCalls(parts []int) []call {
-	calls := make([]call, len(parts))
+func (c *Cache[K, V]) stampCalls(parts []int) []script.Call {
+	calls := make([]script.Call, len(parts))
 	for j, part := range parts {
-		calls[j] = call{stampScript, []string{c.keys.stamp(c.stampTags[part])}, []string{randomString(), millis(c.stampTTL)}}
+		calls[j] = script.Call{stampScript, []string{c.keys.stamp(c.stampTags[part])}, []string{randomString(), millis(c.stampTTL)}}
 	}
 	return calls
 }
@@ -82,8 +84,8 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 			parts = append(parts, ws[i].part)
 		}
 	}
-	bound, cancel := c.deadlines.bound(ctx, sinceEpoch())
-	results := pipeline(bound, c.client, c.stampCalls(parts))
+	bound, cancel := c.deadlines.Bound(ctx, sinceEpoch())
+	results := script.DoMulti(bound, c.client, c.stampCalls(parts))
 	cancel()
 	stamps := map[int]string{}
 	for j, r := range replies(results) {
@@ -92,14 +94,14 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 		}
 		stamps[parts[j]] = r.text
 	}
-	calls := make([]call, len(ws))
+	calls := make([]script.Call, len(ws))
 	for i := range ws {
 		seal(entries[i], header{stamp: stamps[ws[i].part], nonce: rand.Uint32(), stale: c.opts.StaleTTL})
 		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
 	}
-	bound, cancel = c.deadlines.bound(ctx, sinceEpoch())
+	bound, cancel = c.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
-	return firstError(pipeline(bound, c.client, calls))
+	return firstError(script.DoMulti(bound, c.client, calls))
 }
 
 func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
@@ -147,7 +149,7 @@ func (c *Cache[K, V]) invalidate(ctx context.Context) error {
 }
 
 func (c *Cache[K, V]) doAll(ctx context.Context, cmds []rueidis.Completed) error {
-	bound, cancel := c.deadlines.bound(ctx, sinceEpoch())
+	bound, cancel := c.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
 	return firstError(c.client.DoMulti(bound, cmds...))
 }

@@ -1,0 +1,90 @@
+// Package script runs Lua scripts as parts of pipelines, which rueidis.Lua cannot do without a SCRIPT LOAD on every
+// node before each pipeline.
+package script
+
+import (
+	"context"
+	"crypto/sha1"
+	"encoding/hex"
+
+	"github.com/redis/rueidis"
+)
+
+// Script is the source of a Lua script.
+type Script struct {
+	source, sha string
+	retryable   bool
+}
+
+// New returns a script that is sent once: whether it ran is unknown if its reply is lost.
+func New(source string) *Script {
+	sum := sha1.Sum([]byte(source))
+	return &Script{source: source, sha: hex.EncodeToString(sum[:])}
+}
+
+// NewRetryable returns a script that rueidis sends again when a reply is lost: running it twice must be running it once.
+func NewRetryable(source string) *Script {
+	s := New(source)
+	s.retryable = true
+	return s
+}
+
+// Call is one run of a script, in a form that can be built twice.
+type Call struct {
+	Script     *Script
+	Keys, Args []string
+}
+
+func (c Call) build(client rueidis.Client, bySource bool) rueidis.Completed {
+	var cmd rueidis.Completed
+	if n := int64(len(c.Keys)); bySource {
+		cmd = client.B().Eval().Script(c.Script.source).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
+	} else {
+		cmd = client.B().Evalsha().Sha1(c.Script.sha).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
+	}
+	if c.Script.retryable {
+		return cmd.ToRetryable()
+	}
+	return cmd
+}
+
+// Do makes one call. If the server does not know the script, it is sent once more, with its source.
+func Do(ctx context.Context, client rueidis.Client, call Call) rueidis.RedisResult {
+	r := client.Do(ctx, call.build(client, false))
+	if unknown(r) {
+		r = client.Do(ctx, call.build(client, true))
+	}
+	return r
+}
+
+// DoMulti sends calls in one pipeline and returns their results. Calls that a server did not know the script of are
+// sent once more, with its source.
+func DoMulti(ctx context.Context, client rueidis.Client, calls []Call) []rueidis.RedisResult {
+	cmds := make([]rueidis.Completed, len(calls))
+	for i, c := range calls {
+		cmds[i] = c.build(client, false)
+	}
+	results := client.DoMulti(ctx, cmds...)
+
+	var again []int
+	for i, r := range results {
+		if unknown(r) {
+			again = append(again, i)
+		}
+	}
+	if len(again) > 0 {
+		cmds = cmds[:0]
+		for _, i := range again {
+			cmds = append(cmds, calls[i].build(client, true))
+		}
+		for j, r := range client.DoMulti(ctx, cmds...) {
+			results[again[j]] = r
+		}
+	}
+	return results
+}
+
+func unknown(r rueidis.RedisResult) bool {
+	e, ok := rueidis.IsRedisErr(r.Error())
+	return ok && e.IsNoScript()
+}
