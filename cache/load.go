@@ -342,9 +342,8 @@ func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int
 			w := &t.wants[i]
 			// Without a stamp, guess that it is missing and will be the new one.
 			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].Args[0]) + randomString()
-			calls = append(calls, script.Call{acquireScript, []string{w.entry, leaseKey(w.entry)}, []string{
-				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.void,
-			}})
+			calls = append(calls, acquireScript.Call([]string{w.entry, leaseKey(w.entry)},
+				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.void))
 		}
 
 		sent := sinceEpoch()
@@ -615,7 +614,7 @@ func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
 	var of []*claim
 	for j := range claims {
 		if c := &claims[j]; c.token != "" {
-			calls = append(calls, script.Call{leaseScript, []string{leaseKey(t.wants[c.i].entry)}, []string{c.token, millis(d)}})
+			calls = append(calls, leaseScript.Call([]string{leaseKey(t.wants[c.i].entry)}, c.token, millis(d)))
 			of = append(of, c)
 		}
 	}

@@ -35,14 +35,14 @@ func (s *shared[K, V]) lifetime() time.Duration {
 }
 
 func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.Duration) script.Call {
-	return script.Call{storeScript, []string{w.entry, leaseKey(w.entry)}, []string{token, rueidis.BinaryString(e), millis(ttl)}}
+	return storeScript.Call([]string{w.entry, leaseKey(w.entry)}, token, rueidis.BinaryString(e), millis(ttl))
 }
 
 // stampCalls returns the calls that read the stamps of some ranges of slots, or make them.
 func (c *Cache[K, V]) stampCalls(parts []int) []script.Call {
 	calls := make([]script.Call, len(parts))
 	for j, part := range parts {
-		calls[j] = script.Call{stampScript, []string{c.keys.stamp(c.stampTags[part])}, []string{randomString(), millis(c.stampTTL)}}
+		calls[j] = stampScript.Call([]string{c.keys.stamp(c.stampTags[part])}, randomString(), millis(c.stampTTL))
 	}
 	return calls
 }

@@ -35,6 +35,9 @@ type Call struct {
 	Keys, Args []string
 }
 
+// Call returns a call of s, to be made by Do or DoMulti.
+func (s *Script) Call(keys []string, args ...string) Call { return Call{s, keys, args} }
+
 func (c Call) build(client rueidis.Client, bySource bool) rueidis.Completed {
 	var cmd rueidis.Completed
 	if n := int64(len(c.Keys)); bySource {
