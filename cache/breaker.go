@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 )
@@ -73,6 +75,67 @@ func (b *breakers) failed(part int) {
 			b.ranges[i].open()
 		}
 	}
+}
+
+// mayUse reports whether Redis may be asked about a range of slots, and starts a probe that is due.
+func (s *shared[K, V]) mayUse(b *breakers, part int) bool {
+	ok, probe := b.ranges[part].allow()
+	if probe {
+		s.probe(b, part)
+	}
+	return ok
+}
+
+// settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing; that
+// its deadline came first does, if Redis had some time.
+func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op string, began time.Duration, err error) {
+	switch {
+	case err == nil:
+		b.succeeded(part)
+	case !over(ctx), !errors.Is(ctx.Err(), context.Canceled) && sinceEpoch()-began >= s.opts.OpTimeout/8:
+		b.failed(part)
+		s.reportError(ctx, op, err)
+	}
+}
+
+// over reports whether ctx has ended. A connection's deadline may fire before the context's own timer does.
+func over(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) <= 0
+}
+
+// settleAll is settle for what came of several ranges of slots, and reports whether any has failed.
+func (s *shared[K, V]) settleAll(ctx context.Context, b *breakers, op string, began time.Duration, errs map[int]error) (failed bool) {
+	for part, err := range errs {
+		s.settle(ctx, b, part, op, began, err)
+		failed = failed || err != nil
+	}
+	return failed
+}
+
+// probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
+// read, the write breaker's by a write that a server which is full or read-only refuses.
+func (s *shared[K, V]) probe(b *breakers, part int) {
+	key := s.view("").keys.stamp(s.stampTags[part])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed.Load() {
+		return
+	}
+	s.goWhileOpen(func() {
+		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
+		defer cancel()
+		cmd := s.client.B().Get().Key(key).Build()
+		if b == &s.writes {
+			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().PxMilliseconds(s.stampTTL.Milliseconds()).Build()
+		}
+		if replyOf(s.client.Do(ctx, cmd)).err == nil {
+			b.succeeded(part)
+		}
+	})
 }
 
 // epoch is the origin of the package's monotonic clock.

@@ -73,7 +73,7 @@ type Options[K comparable, V any] struct {
 	// key out. At least 0. Defaults to 0: not at all.
 	NegativeTTL time.Duration
 
-	// Jitter shortens each TTL by a random part of it, up to this fraction, so that values stored together
+	// Jitter shortens each value's TTL by a random part of it, up to this fraction, so that values stored together
 	// do not expire together. At least 0 and below 1; negative for none. Defaults to 0.1.
 	Jitter float64
 
@@ -93,12 +93,12 @@ type Options[K comparable, V any] struct {
 	// heed its context. At least 1ms. Defaults to 30s.
 	LoadTimeout time.Duration
 
-	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit
-	// and three on a miss, and none after one that failed, so that a Redis that hangs or is down delays it by
-	// one OpTimeout; a few such calls later Redis is not asked any more until it answers again. A round trip
-	// gets 7/8 of OpTimeout to all of it. A cancellation, other than a deadline, may be noticed only when the
-	// round trip ends. Set the client's Dialer.Timeout, 5s by default, no longer than this: while another
-	// user of the client opens a connection, all wait for it. At least 1ms. Defaults to 200ms.
+	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit and three
+	// on a miss, and none after one that failed, so that a Redis that hangs or is down delays it by one OpTimeout; a
+	// few such calls later Redis is not asked any more until it answers again. A round trip gets 7/8 of OpTimeout to
+	// all of it, what it waits for others included. In a cluster and with ClientTTL a cancellation, other than a
+	// deadline, may be noticed only when the round trip ends. Set the client's Dialer.Timeout, 5s by default, no longer
+	// than this: while another user of the client opens a connection, all wait for it. At least 1ms. Defaults to 200ms.
 	OpTimeout time.Duration
 
 	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
@@ -143,6 +143,7 @@ type Cache[K comparable, V any] struct {
 	keys    keyspace
 	// remembered has the stamps that reads go by, one per range of slots.
 	remembered []atomic.Pointer[rememberedStamp]
+	gather     gather
 }
 
 // shared is what all segments of a cache have in common.
@@ -169,9 +170,9 @@ type shared[K comparable, V any] struct {
 	// than the clock was) returns a value that is new enough for it.
 	clock   atomic.Uint64
 	mu      sync.Mutex
-	flying  map[string]*flight[V] // by entry key
-	running int                   // goroutines of ours
-	idle    chan struct{}         // closed when Close has been called and nothing runs
+	flying  map[string]*flight[K, V] // by entry key
+	running int                      // goroutines of ours
+	idle    chan struct{}            // closed when Close has been called and nothing runs
 
 	viewsMu sync.RWMutex
 	views   map[string]*Cache[K, V] // by segment
@@ -199,7 +200,7 @@ func New[K comparable, V any](client rueidis.Client, prefix string, opts Options
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		stampTags: newStampTags(client),
 		deadlines: deadline.New(opts.OpTimeout),
-		flying:    make(map[string]*flight[V]),
+		flying:    make(map[string]*flight[K, V]),
 		idle:      make(chan struct{}),
 		views:     make(map[string]*Cache[K, V]),
 	}
@@ -332,22 +333,23 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 			return zero, wrap("fetch", err)
 		}
 		c.look(ctx, &w)
-		if c.count(&w.found) {
-			if w.found.refresh {
-				w.seen = w.found.state
-				c.refresh(ctx, []want[K, V]{w}, one(load))
+		c.count(&w)
+		if w.hasValue() {
+			if w.refresh {
+				w.seen = w.state
+				c.refresh(ctx, []want[K, V]{w}, loadOne(load))
 			}
-			return w.found.value, nil
+			return w.found, nil
 		}
-		switch err := w.found.err; {
-		case w.found.state == notFound:
+		switch err := w.value.err; {
+		case w.state == notFound:
 			return zero, ErrNotFound
 		case err != nil && over(ctx):
 			return zero, wrap("fetch", cmp.Or(ctx.Err(), context.DeadlineExceeded))
 		case err != nil && c.opts.FailClosed:
 			return zero, wrap("fetch", err)
 		}
-		waits, err := c.join(ctx, start, []want[K, V]{w}, one(load))
+		waits, err := c.join(ctx, start, []want[K, V]{w}, loadOne(load))
 		if err != nil {
 			return zero, wrap("fetch", err)
 		}
@@ -362,7 +364,7 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 // FetchMany is Fetch for many keys. It calls load once, with all keys that are neither in the cache nor
 // being loaded already, and again only for keys that another process began to load and did not finish. Keys
 // that load's result lacks are not found: leave out only those that have no value. If load returns an error, its
-// result is ignored. Keys that occur twice are asked for once.
+// result is ignored. A key that occurs twice is loaded once.
 //
 // The map it returns has the values that there are, also when err is not nil because a load or, with
 // FailClosed, a part of Redis failed.
@@ -383,27 +385,28 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 		var missed, outdated []want[K, V]
 		for i := range todo {
 			w := &todo[i]
+			c.count(w)
 			switch {
-			case c.count(&w.found):
-				found[w.key] = w.found.value
-				if w.found.refresh {
-					w.seen = w.found.state
+			case w.hasValue():
+				found[w.key] = w.found
+				if w.refresh {
+					w.seen = w.state
 					outdated = append(outdated, *w)
 				}
-			case w.found.state == notFound:
-			case w.found.err != nil && (c.opts.FailClosed || over(ctx)):
-				errs = addError(errs, w.found.err)
+			case w.state == notFound:
+			case w.value.err != nil && (c.opts.FailClosed || over(ctx)):
+				errs = addError(errs, w.value.err)
 			default:
 				missed = append(missed, *w)
 			}
 		}
 		if len(outdated) > 0 {
-			c.refresh(ctx, outdated, many(load))
+			c.refresh(ctx, outdated, loadMany(load))
 		}
 		if len(missed) == 0 {
 			break
 		}
-		waits, err := c.join(ctx, start, missed, many(load))
+		waits, err := c.join(ctx, start, missed, loadMany(load))
 		if err != nil {
 			errs = append(errs, err)
 			break
@@ -418,7 +421,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 				found[missed[i].key] = v
 			case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 				errs = addError(errs, ctx.Err())
-			case !wait.flight.missing:
+			case !wait.flight.outcome.missing:
 				errs = addError(errs, err)
 			}
 		}
@@ -438,13 +441,14 @@ func (c *Cache[K, V]) Get(ctx context.Context, key K) (value V, ok bool, err err
 	}
 	w := c.want(key)
 	c.look(ctx, &w)
+	c.count(&w)
 	switch {
-	case c.count(&w.found):
-		return w.found.value, true, nil
-	case w.found.state == notFound:
+	case w.hasValue():
+		return w.found, true, nil
+	case w.state == notFound:
 		return value, false, ErrNotFound
-	case w.found.err != nil:
-		return value, false, wrap("get", w.found.err)
+	case w.value.err != nil:
+		return value, false, wrap("get", w.value.err)
 	}
 	return value, false, nil
 }
@@ -462,10 +466,11 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	c.lookMany(ctx, todo)
 	for i := range todo {
 		w := &todo[i]
-		if c.count(&w.found) {
-			found[w.key] = w.found.value
-		} else if w.found.err != nil {
-			errs = addError(errs, w.found.err)
+		c.count(w)
+		if w.hasValue() {
+			found[w.key] = w.found
+		} else if w.value.err != nil {
+			errs = addError(errs, w.value.err)
 		}
 	}
 	if len(errs) > 0 {
@@ -474,9 +479,9 @@ func (c *Cache[K, V]) GetMany(ctx context.Context, keys []K) (map[K]V, error) {
 	return found, nil
 }
 
-// Set stores value for key, for a TTL, whatever was there. Loads of key that are under way, in any process,
-// will not store theirs. Two round trips. If it fails, the entry may have been written or not, or may yet be, by what is
-// still on its way to Redis: Delete it once Redis answers.
+// Set stores value for key, for a TTL, whatever was there. Loads of key that are under way, in any process, will not
+// store theirs. Two round trips. If it fails, the entry may have been written or not, or may yet be, by what is still
+// on its way to Redis: Delete it once Redis answers.
 func (c *Cache[K, V]) Set(ctx context.Context, key K, value V) error {
 	if err := c.set(ctx, map[K]V{key: value}); err != nil {
 		return wrap("set", err)
@@ -551,4 +556,14 @@ func (c *Cache[K, V]) begin(ctx context.Context) error {
 		return ErrClosed
 	}
 	return ctx.Err()
+}
+
+// addError adds err to errs unless it is there: a load that fails, fails for many keys.
+func addError(errs []error, err error) []error {
+	for _, e := range errs {
+		if errors.Is(err, e) {
+			return errs
+		}
+	}
+	return append(errs, err)
 }

@@ -86,7 +86,7 @@ func (c *Cache[K, V]) Stats() Stats {
 	}
 }
 
-func (s *shared[K, V]) survived(ctx context.Context, op string, err error) {
+func (s *shared[K, V]) reportError(ctx context.Context, op string, err error) {
 	s.stats.errors.Add(1)
 	if s.opts.Hooks.Error != nil {
 		s.opts.Hooks.Error(ctx, op, err)

@@ -38,6 +38,8 @@ var escapePart = strings.NewReplacer("%", "%25", ":", "%3A", "{", "%7B", "}", "%
 // entry returns the key of an entry.
 func (k keyspace) entry(id string) string { return key.Tagged(k.entries, id, "") }
 
+func (k keyspace) appendEntry(b []byte, id string) []byte { return key.AppendTagged(b, k.entries, id) }
+
 func leaseKey(entryKey string) string { return entryKey + ":l" }
 
 func (k keyspace) stamp(tag string) string { return key.Tagged(k.stamps, tag, ":s") }

@@ -30,7 +30,7 @@ type loaded[V any] struct {
 // loadFunc is what Fetch and FetchMany make of the user's load: it returns one result per key.
 type loadFunc[K comparable, V any] func(ctx context.Context, keys []K) ([]loaded[V], error)
 
-func one[K comparable, V any](load func(context.Context, K) (V, error)) loadFunc[K, V] {
+func loadOne[K comparable, V any](load func(context.Context, K) (V, error)) loadFunc[K, V] {
 	return func(ctx context.Context, keys []K) ([]loaded[V], error) {
 		v, err := load(ctx, keys[0])
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -40,7 +40,7 @@ func one[K comparable, V any](load func(context.Context, K) (V, error)) loadFunc
 	}
 }
 
-func many[K comparable, V any](load func(context.Context, []K) (map[K]V, error)) loadFunc[K, V] {
+func loadMany[K comparable, V any](load func(context.Context, []K) (map[K]V, error)) loadFunc[K, V] {
 	return func(ctx context.Context, keys []K) ([]loaded[V], error) {
 		values, err := load(ctx, keys)
 		if err != nil {
@@ -59,18 +59,20 @@ func many[K comparable, V any](load func(context.Context, []K) (map[K]V, error))
 }
 
 // flight is the one attempt of this process to get the value for a key.
-type flight[V any] struct {
-	entry string
-	batch *batch
+type flight[K comparable, V any] struct {
+	want[K, V]
+	batch *batch[K, V]
 	done  chan struct{}
+	token string // of the lease that it has; "" if Redis failed: then what is loaded is not stored
+	kept  bool   // the lease held until the value was stored: no delete or set has come between
 
 	// Guarded by shared.mu until done is closed.
 	begun uint64 // shared.clock when it last looked at Redis, before the load; 0 = not yet
-	stamp string // the segment's stamp then
+	under string // the segment's stamp then
 	ended bool   // the load has: what comes between now and the storing of its value goes unnoticed
 
 	// Set before done is closed.
-	outcome[V]
+	outcome outcome[V]
 }
 
 type outcome[V any] struct {
@@ -78,20 +80,23 @@ type outcome[V any] struct {
 	payload []byte // encoding of value, nil if there is none
 	err     error
 	missing bool // err says that there is no value
-	current bool // the lease held until value was stored: no delete or set has come between
 	void    bool // the flight has given up without a result
 }
 
-// batch is the flights that were begun together and will be loaded together.
-type batch struct {
-	ctx     context.Context //nolint:containedctx // it is the life of the batch
-	cancel  context.CancelFunc
-	waiters int // guarded by shared.mu; at 0 the batch is abandoned
+// batch is the flights that were begun together and are loaded together.
+type batch[K comparable, V any] struct {
+	*Cache[K, V]
+	ctx        context.Context //nolint:containedctx // it is the life of the batch
+	cancel     context.CancelCauseFunc
+	load       loadFunc[K, V]
+	background bool
+	flights    []*flight[K, V]
+	waiters    int // guarded by shared.mu; at 0 the batch is abandoned
 }
 
 // wait is one caller's interest in a flight.
-type wait[V any] struct {
-	flight *flight[V]
+type wait[K comparable, V any] struct {
+	flight *flight[K, V]
 	own    bool   // the caller began it
 	blind  bool   // Redis told the caller nothing: it takes what its process has
 	stamp  string // that the caller found
@@ -99,44 +104,43 @@ type wait[V any] struct {
 
 // join finds or begins a flight for each of ws, whose entries were found to be missing after the clock
 // showed start. The caller must leave what it returns.
-func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], load loadFunc[K, V]) ([]wait[V], error) {
+func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], load loadFunc[K, V]) ([]wait[K, V], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.isClosed.Load() {
 		return nil, ErrClosed
 	}
-	waits := make([]wait[V], len(ws))
-	t := c.newTask(load, false)
-	for i, w := range ws {
-		if f := c.flying[w.entry]; f != nil && f.mayServe(start, &w.found) {
+	waits := make([]wait[K, V], len(ws))
+	b := &batch[K, V]{Cache: c, load: load}
+	for i := range ws {
+		w := &ws[i]
+		if f := c.flying[w.entry]; f != nil && f.mayServe(start, w) {
 			f.batch.waiters++
-			waits[i] = wait[V]{flight: f, blind: w.found.err != nil, stamp: w.found.stamp}
+			waits[i] = wait[K, V]{flight: f, blind: w.value.err != nil, stamp: w.stamp}
 			c.stats.shared.Add(1)
 			continue
 		}
-		waits[i] = wait[V]{flight: t.add(w), own: true}
-		t.batch.waiters++
+		b.waiters++
+		waits[i] = wait[K, V]{flight: b.add(w), own: true}
 	}
-	if len(t.wants) > 0 {
-		c.start(ctx, t)
-	}
+	b.start(ctx)
 	return waits, nil
 }
 
-// mayServe reports whether a caller that found this, after the clock showed start, had better wait for f. If f
+// mayServe reports whether a caller that found w, after the clock showed start, had better wait for f. If f
 // will still look at Redis, or did so after the caller came, its value is new enough. If f looked earlier, a
 // delete or set before the caller came will show when f stores, and an invalidation shows in the stamp; then
 // the caller looks again. Once f stores, the caller's own flight will find the value.
-func (f *flight[V]) mayServe(start uint64, found *lookup[V]) bool {
+func (f *flight[K, V]) mayServe(start uint64, w *want[K, V]) bool {
 	if f.batch.waiters == 0 {
 		return false
 	}
-	return f.begun == 0 || f.begun > start || found.err != nil || !f.ended && (f.stamp == "" || f.stamp == found.stamp)
+	return f.begun == 0 || f.begun > start || w.value.err != nil || !f.ended && (f.under == "" || f.under == w.stamp)
 }
 
 // await waits for a flight. again means that its value may be older than the caller's wish, or that it has
 // none: the caller must look again, and the next flight will be new enough.
-func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[V]) (v V, again bool, err error) {
+func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[K, V]) (v V, again bool, err error) {
 	f := w.flight
 	select {
 	case <-f.done:
@@ -147,31 +151,32 @@ func (c *Cache[K, V]) await(ctx context.Context, start uint64, w wait[V]) (v V, 
 			return v, false, wrap("wait for a load", ctx.Err())
 		}
 	}
-	newEnough := w.own || w.blind || f.begun > start || f.current && w.stamp != "" && f.stamp == w.stamp
+	o := &f.outcome
+	newEnough := w.own || w.blind || f.begun > start || f.kept && w.stamp != "" && f.under == w.stamp
 	switch {
-	case f.void, !newEnough && (f.err == nil || f.missing):
+	case o.void, !newEnough && (o.err == nil || o.missing):
 		return v, true, nil
-	case f.err != nil:
-		return v, false, f.err
-	case w.own || f.payload == nil:
-		return f.value, false, nil
+	case o.err != nil:
+		return v, false, o.err
+	case w.own || o.payload == nil:
+		return o.value, false, nil
 	}
 	// A copy of its own, which the caller may change.
-	v, err = c.decodeSafely(f.payload)
+	v, err = c.decodeSafely(o.payload)
 	if err != nil {
-		return f.value, false, nil
+		return o.value, false, nil
 	}
 	return v, false, nil
 }
 
 // leave ends a caller's interest. A batch that nobody waits for is cancelled.
-func (s *shared[K, V]) leave(waits []wait[V]) {
+func (s *shared[K, V]) leave(waits []wait[K, V]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range waits {
 		b := w.flight.batch
 		if b.waiters--; b.waiters == 0 {
-			b.cancel()
+			b.cancel(context.Canceled)
 		}
 	}
 }
@@ -183,47 +188,33 @@ func (c *Cache[K, V]) refresh(ctx context.Context, ws []want[K, V], load loadFun
 	if c.isClosed.Load() {
 		return
 	}
-	t := c.newTask(load, true)
-	for _, w := range ws {
-		if c.flying[w.entry] == nil {
-			t.add(w)
+	b := &batch[K, V]{Cache: c, load: load, background: true, waiters: 1} // it waits for itself
+	for i := range ws {
+		if c.flying[ws[i].entry] == nil {
+			b.add(&ws[i])
 		}
 	}
-	if len(t.wants) > 0 {
-		t.batch.waiters = 1 // it waits for itself
-		c.start(ctx, t)
-	}
+	b.start(ctx)
 }
 
-// task is the work on one batch.
-type task[K comparable, V any] struct {
-	*Cache[K, V]
-	batch      *batch
-	load       loadFunc[K, V]
-	background bool
-	wants      []want[K, V]
-	flights    []*flight[V] // of the wants
-}
-
-func (c *Cache[K, V]) newTask(load loadFunc[K, V], background bool) *task[K, V] {
-	return &task[K, V]{Cache: c, batch: &batch{}, load: load, background: background}
-}
-
-func (t *task[K, V]) add(w want[K, V]) *flight[V] {
-	f := &flight[V]{entry: w.entry, batch: t.batch, done: make(chan struct{})}
-	t.flying[w.entry] = f
-	t.wants, t.flights = append(t.wants, w), append(t.flights, f)
+func (b *batch[K, V]) add(w *want[K, V]) *flight[K, V] {
+	f := &flight[K, V]{want: *w, batch: b, done: make(chan struct{})}
+	b.flying[w.entry] = f
+	b.flights = append(b.flights, f)
 	return f
 }
 
-// start runs t on a goroutine of its own. The caller holds mu.
-func (c *Cache[K, V]) start(ctx context.Context, t *task[K, V]) {
-	t.batch.ctx, t.batch.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	unlink := context.AfterFunc(c.stop, t.batch.cancel)
-	c.goWhileOpen(func() {
+// start runs b on a goroutine of its own, if it has flights. The caller holds mu.
+func (b *batch[K, V]) start(ctx context.Context) {
+	if len(b.flights) == 0 {
+		return
+	}
+	b.ctx, b.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	unlink := context.AfterFunc(b.stop, func() { b.cancel(ErrClosed) })
+	b.goWhileOpen(func() {
+		defer b.cancel(nil)
 		defer unlink()
-		defer t.batch.cancel()
-		t.run()
+		b.run()
 	})
 }
 
@@ -254,33 +245,30 @@ func (s *shared[K, V]) endIfIdle() {
 }
 
 // run gives each flight its outcome: what another process has stored by now, or what the load returns.
-func (t *task[K, V]) run() {
-	pending := make([]int, len(t.wants))
-	for i := range pending {
-		pending[i] = i
-	}
+func (b *batch[K, V]) run() {
+	pending := b.flights
 	for pause := minPoll; len(pending) > 0; pause = min(2*pause, maxPoll) {
-		claims, held, changed := t.acquire(pending)
+		claimed, held, changed := b.acquire(pending)
 		pending = append(held, changed...)
 		switch {
-		case len(claims) > 0:
-			t.loadClaims(claims)
-		case len(held) > 0 && t.background:
-			for _, i := range pending {
-				t.finish(i, outcome[V]{void: true}) // another process refreshes it
+		case len(claimed) > 0:
+			b.loadAndStore(claimed)
+		case len(held) > 0 && b.background:
+			for _, f := range pending {
+				b.finish(f, outcome[V]{void: true}) // another process refreshes it
 			}
 			return
 		case len(held) > 0:
 			timer := time.NewTimer(pause/2 + rand.N(pause/2))
 			select {
 			case <-timer.C:
-			case <-t.batch.ctx.Done():
+			case <-b.ctx.Done():
 				timer.Stop()
 			}
 		}
-		if err := t.batch.ctx.Err(); err != nil {
-			for _, i := range pending {
-				t.finish(i, outcome[V]{err: err})
+		if b.ctx.Err() != nil {
+			for _, f := range pending {
+				b.finish(f, outcome[V]{err: wrap("wait for a load", context.Cause(b.ctx))})
 			}
 			return
 		}
@@ -288,137 +276,108 @@ func (t *task[K, V]) run() {
 }
 
 // finish publishes the outcome of a flight.
-func (t *task[K, V]) finish(i int, o outcome[V]) {
-	f := t.flights[i]
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.flying[f.entry] == f {
-		delete(t.flying, f.entry)
+func (b *batch[K, V]) finish(f *flight[K, V], o outcome[V]) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.flying[f.entry] == f {
+		delete(b.flying, f.entry)
 	}
 	f.outcome = o
 	close(f.done)
 }
 
-// claim is an entry that is to be loaded.
-type claim struct {
-	i     int    // index of its want
-	token string // of its lease; "" if Redis failed: then what is loaded is not stored
-	stamp string // the segment's, before the load
-}
-
-// acquire looks at pending entries once more and leases those that are still missing. Flights whose value
-// is there by now are finished. The others are claims to load, held by another process, or changed: to be
+// acquire looks at the entries of pending flights once more and leases those that are still missing. Flights whose
+// value is there by now are finished. The others are claimed, to be loaded; held by another process; or changed: to be
 // looked at again at once.
-func (t *task[K, V]) acquire(pending []int) (claims []claim, held, changed []int) {
-	ctx := t.batch.ctx
+func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed []*flight[K, V]) {
 	// Stamps that were missing and are there since an earlier chunk: without them later chunks would guess
 	// wrong, and the batch would be loaded in parts.
 	made := map[int]string{}
 	for chunk := range slices.Chunk(pending, maxBatch) {
-		var asked []int
-		t.mu.Lock()
-		begun := t.clock.Add(1)
-		for _, i := range chunk {
-			t.flights[i].begun, t.flights[i].stamp = begun, ""
+		b.mu.Lock()
+		begun := b.clock.Add(1)
+		for _, f := range chunk {
+			f.begun, f.under = begun, ""
 		}
-		t.mu.Unlock()
-		for _, i := range chunk {
-			t.wants[i].found.stamp = cmp.Or(t.wants[i].found.stamp, made[t.wants[i].part])
-			if w := &t.wants[i]; w.found.err == nil && t.mayUse(&t.writes, w.part) {
-				asked = append(asked, i)
-			} else if err := cmp.Or(w.found.err, ErrUnavailable); t.opts.FailClosed {
-				t.finish(i, outcome[V]{err: wrap("lease", err)})
-			} else {
-				claims = append(claims, claim{i: i})
+		b.mu.Unlock()
+		var asked []*flight[K, V]
+		var parts []int
+		for _, f := range chunk {
+			f.token, f.stamp = "", cmp.Or(f.stamp, made[f.part])
+			if f.value.err == nil && !b.mayUse(&b.writes, f.part) {
+				f.value.err = ErrUnavailable
 			}
+			if f.value.err != nil {
+				claimed = b.withoutLease(claimed, f)
+				continue
+			}
+			asked, parts = append(asked, f), addPart(parts, f.part)
 		}
 		if len(asked) == 0 {
 			continue
 		}
-		parts := t.partsOf(asked)
-		calls := t.stampCalls(parts)
-		tokens := make([]string, len(asked))
-		for j, i := range asked {
-			w := &t.wants[i]
+		calls := b.stampCalls(parts)
+		for _, f := range asked {
 			// Without a stamp, guess that it is missing and will be the new one.
-			tokens[j] = cmp.Or(w.found.stamp, calls[slices.Index(parts, w.part)].Args[0]) + randomString()
-			calls = append(calls, acquireScript.Call([]string{w.entry, leaseKey(w.entry)},
-				headerOf(w.found.stored), tokens[j], millis(t.opts.LeaseTTL), w.found.void))
+			f.token = cmp.Or(f.stamp, calls[slices.Index(parts, f.part)].Args[0]) + randomString()
+			calls = append(calls, acquireScript.Call([]string{f.entry, leaseKey(f.entry)},
+				headerOf(f.value.bytes()), f.token, millis(b.opts.LeaseTTL), f.void))
 		}
-
-		sent := sinceEpoch()
-		bound, cancel := t.deadlines.Bound(ctx, sent)
-		results := replies(script.DoMulti(bound, t.client, calls))
-		cancel()
+		results, sent := b.pipeline(b.ctx, calls)
 		stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
-		for j, part := range parts {
-			stamps[part], errs[part], made[part] = results[j], results[j].err, results[j].text
+		for i, part := range parts {
+			stamps[part], errs[part], made[part] = results[i], results[i].err, results[i].text
 		}
-		for j, i := range asked {
-			w, r := &t.wants[i], results[len(parts)+j]
-			stamp := stamps[w.part]
-			rejected := w.found
-			w.found = t.interpret(ctx, r, stamp, unknownTTL)
-			// An entry and a lease may both have been rejected: remember the one when the other is told of.
-			w.found.void = rejected.void
-			if len(w.found.stored) < headerSize {
-				w.found.stored = rejected.stored
+		for i, f := range asked {
+			r, stamp, token, rejected := results[len(parts)+i], stamps[f.part], f.token, f.value.text
+			f.value, f.stamp, f.left, f.token = r, stamp.text, unknownTTL, ""
+			f.value.err = cmp.Or(r.err, stamp.err)
+			b.interpret(b.ctx, &f.want)
+			if len(f.value.text) < headerSize { // an entry and a lease may both have been rejected: remember the one when the other is told of
+				f.value.text = rejected
 			}
 			switch {
-			case w.found.err != nil:
-				errs[w.part] = cmp.Or(errs[w.part], w.found.err)
-				if t.opts.FailClosed {
-					t.finish(i, outcome[V]{err: wrap("lease", w.found.err)})
-				} else {
-					claims = append(claims, claim{i: i})
-				}
+			case f.value.err != nil:
+				errs[f.part] = cmp.Or(errs[f.part], f.value.err)
+				claimed = b.withoutLease(claimed, f)
 			case len(r.text) == 2*stampSize && r.text[:stampSize] == stamp.text:
-				held = append(held, i)
+				held = append(held, f)
 			case len(r.text) == 2*stampSize:
-				w.found.void = r.text
-				changed = append(changed, i)
-			case r.text != "":
-				if !t.take(i) {
-					changed = append(changed, i)
-				}
-			case r.number == 1 && tokens[j][:stampSize] != stamp.text:
-				changed = append(changed, i) // leased under a stamp that is not the segment's: others may take it
+				f.void = r.text
+				changed = append(changed, f)
+			case r.text != "" && f.state == hit:
+				b.finish(f, outcome[V]{value: f.found, payload: entry(f.value.bytes()).payload()})
+			case r.text != "" && f.state == notFound:
+				b.finish(f, outcome[V]{err: ErrNotFound, missing: true})
+			case r.text != "", token[:stampSize] != stamp.text:
+				changed = append(changed, f) // of no use; or leased under a stamp that is not the segment's: others may take it
 			default:
-				claims = append(claims, claim{i, tokens[j], stamp.text})
-				t.mu.Lock()
-				t.flights[i].stamp = stamp.text
-				t.mu.Unlock()
+				f.token = token
+				claimed = append(claimed, f)
+				b.mu.Lock()
+				f.under = stamp.text
+				b.mu.Unlock()
 			}
 		}
-		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpLease, sent, err)
-		}
+		b.settleAll(b.ctx, &b.writes, OpLease, sent, errs)
 	}
-	return claims, held, changed
+	return claimed, held, changed
 }
 
-// take finishes a flight with what acquire found, if that is of use.
-func (t *task[K, V]) take(i int) bool {
-	found := &t.wants[i].found
-	switch found.state {
-	case hit:
-		t.finish(i, outcome[V]{value: found.value, payload: entry(found.stored).payload()})
-	case notFound:
-		t.finish(i, outcome[V]{err: ErrNotFound, missing: true})
-	default:
-		return false
+// withoutLease adds to claimed a flight that Redis said nothing about, or finishes it, with FailClosed.
+func (b *batch[K, V]) withoutLease(claimed []*flight[K, V], f *flight[K, V]) []*flight[K, V] {
+	if b.opts.FailClosed {
+		b.finish(f, outcome[V]{err: wrap("lease", f.value.err)})
+		return claimed
 	}
-	return true
+	return append(claimed, f)
 }
 
-func (t *task[K, V]) partsOf(wants []int) []int {
-	var parts []int
-	for _, i := range wants {
-		if part := t.wants[i].part; !slices.Contains(parts, part) {
-			parts = append(parts, part)
-		}
+func addPart(parts []int, part int) []int {
+	if slices.Contains(parts, part) {
+		return parts
 	}
-	return parts
+	return append(parts, part)
 }
 
 // result is what one call of a load came to.
@@ -429,56 +388,55 @@ type result[V any] struct {
 	err     error
 }
 
-// loadClaims calls the load for claims, stores what it returns and finishes their flights.
-func (t *task[K, V]) loadClaims(claims []claim) {
-	keys := make([]K, len(claims))
-	for j, c := range claims {
-		keys[j] = t.wants[c.i].key
+// loadAndStore calls the load for fs, stores what it returns and finishes them.
+func (b *batch[K, V]) loadAndStore(fs []*flight[K, V]) {
+	r := b.call(fs)
+	b.mu.Lock()
+	for _, f := range fs {
+		f.ended = true
 	}
-	r := t.call(keys, claims)
-	t.mu.Lock()
-	for _, c := range claims {
-		t.flights[c.i].ended = true
+	b.mu.Unlock()
+	info := LoadInfo{Segment: b.segment, Keys: len(fs), Refresh: b.background, Took: r.took, Err: r.err}
+	b.stats.loads.Add(1)
+	if b.background {
+		b.stats.refreshes.Add(1)
 	}
-	t.mu.Unlock()
-	info := LoadInfo{Segment: t.segment, Keys: len(keys), Refresh: t.background, Took: r.took, Err: r.err}
-	t.stats.loads.Add(1)
-	if t.background {
-		t.stats.refreshes.Add(1)
-	}
-	var current []bool
 	if r.err != nil {
-		t.stats.loadErrs.Add(1)
-		t.giveBack(claims, r.err)
+		b.stats.loadErrs.Add(1)
+		b.giveBack(fs, r.err)
 	} else {
-		current = t.store(claims, r, &info)
-		t.stats.stored.Add(uint64(info.Stored))
-		t.stats.refused.Add(uint64(info.Refused))
+		b.store(fs, r, &info)
+		b.stats.stored.Add(uint64(info.Stored))
+		b.stats.refused.Add(uint64(info.Refused))
 	}
-	if t.opts.Hooks.Load != nil {
-		t.opts.Hooks.Load(t.batch.ctx, info)
+	if b.opts.Hooks.Load != nil {
+		b.opts.Hooks.Load(b.ctx, info)
 	}
-	for j, c := range claims {
+	for i, f := range fs {
 		o := outcome[V]{err: r.err}
 		if r.err == nil {
-			err := r.loaded[j].err
-			o = outcome[V]{value: r.loaded[j].value, err: err, missing: err != nil, current: current[j]}
-			if e := r.entries[j]; e != nil {
+			err := r.loaded[i].err
+			o = outcome[V]{value: r.loaded[i].value, err: err, missing: err != nil}
+			if e := r.entries[i]; e != nil {
 				o.payload = entry(e).payload()
 			}
 		}
-		t.finish(c.i, o)
+		b.finish(f, o)
 	}
 }
 
-// call runs the load, and extends the leases of claims until it ends, its time is up, or nobody waits.
-func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
-	ctx, cancel := context.WithTimeout(t.batch.ctx, t.opts.LoadTimeout)
+// call runs the load, and extends the leases of fs until it ends, its time is up, or nobody waits.
+func (b *batch[K, V]) call(fs []*flight[K, V]) result[V] {
+	ctx, cancel := context.WithTimeout(b.ctx, b.opts.LoadTimeout)
 	defer cancel()
+	keys := make([]K, len(fs))
+	for i, f := range fs {
+		keys[i] = f.key
+	}
 	ended := make(chan result[V], 1)
 	began := sinceEpoch()
-	t.mu.Lock()
-	t.goWhileOpen(func() {
+	b.mu.Lock()
+	b.goWhileOpen(func() {
 		var r result[V]
 		returned := false
 		defer func() {
@@ -491,161 +449,143 @@ func (t *task[K, V]) call(keys []K, claims []claim) result[V] {
 			}
 			ended <- r
 		}()
-		r.loaded, r.err = t.load(ctx, keys)
+		r.loaded, r.err = b.load(ctx, keys)
 		r.took = sinceEpoch() - began
 		if r.err == nil {
-			r.entries = t.encode(ctx, r.loaded)
+			r.entries = b.encode(ctx, r.loaded)
 		}
 		returned = true
 	})
-	t.mu.Unlock()
+	b.mu.Unlock()
 
-	extend := time.NewTicker(t.opts.LeaseTTL / 3)
+	extend := time.NewTicker(b.opts.LeaseTTL / 3)
 	defer extend.Stop()
 	for {
 		select {
 		case r := <-ended:
+			if errors.Is(r.err, context.Canceled) && errors.Is(context.Cause(ctx), ErrClosed) {
+				r.err = ErrClosed // which is why
+			}
 			return r
 		case <-extend.C:
-			t.setLeases(claims, t.opts.LeaseTTL)
+			b.setLeases(fs, b.opts.LeaseTTL)
 		case <-ctx.Done():
 			select {
 			case r := <-ended:
-				return r
+				ended <- r // for the case above
+				continue
 			default:
 			}
-			return result[V]{took: sinceEpoch() - began, err: wrap("load", ctx.Err())}
+			return result[V]{took: sinceEpoch() - began, err: wrap("load", context.Cause(ctx))}
 		}
 	}
 }
 
 // encode runs on the load's goroutine, where a codec that panics is a load that panics.
-func (t *task[K, V]) encode(ctx context.Context, values []loaded[V]) [][]byte {
+func (b *batch[K, V]) encode(ctx context.Context, values []loaded[V]) [][]byte {
 	entries := make([][]byte, len(values))
-	for j, l := range values {
+	for i, l := range values {
 		if l.err != nil {
 			continue
 		}
-		b, err := t.opts.Codec.Append(make([]byte, headerSize, 2*headerSize), l.value)
+		e, err := b.opts.Codec.Append(make([]byte, headerSize, 2*headerSize), l.value)
 		if err != nil {
-			t.survived(ctx, OpEncode, err)
+			b.reportError(ctx, OpEncode, err)
 			continue
 		}
-		entries[j] = b
+		entries[i] = e
 	}
 	return entries
 }
 
-// store writes what was loaded under the leases of claims, and returns for each whether its lease still held.
-func (t *task[K, V]) store(claims []claim, r result[V], info *LoadInfo) []bool {
-	current := make([]bool, len(claims))
+// store writes what was loaded under the leases of fs.
+func (b *batch[K, V]) store(fs []*flight[K, V], r result[V], info *LoadInfo) {
+	var leased []*flight[K, V]
 	var calls []script.Call
-	var of []int // index into claims
-	for j, c := range claims {
-		if c.token == "" {
+	for i, f := range fs {
+		if f.token == "" {
 			continue
 		}
-		h := header{stamp: c.stamp, nonce: rand.Uint32(), cost: r.took}
-		e, ttl := r.entries[j], t.lifetime()
+		h := header{stamp: f.under, nonce: rand.Uint32(), cost: r.took}
+		e, ttl := r.entries[i], b.lifetime()
 		switch {
-		case r.loaded[j].err != nil && t.opts.NegativeTTL > 0:
+		case r.loaded[i].err != nil && b.opts.NegativeTTL > 0:
 			h.notFound = true
-			e, ttl = make([]byte, headerSize), t.opts.NegativeTTL
+			e, ttl = make([]byte, headerSize), b.opts.NegativeTTL
 		case e == nil: // nothing that could be stored: what was there goes
-		case len(e)-headerSize > t.opts.MaxBytes:
-			t.survived(t.batch.ctx, OpEncode, tooLarge(len(e)-headerSize, t.opts.MaxBytes))
+		case len(e)-headerSize > b.opts.MaxBytes:
+			b.reportError(b.ctx, OpEncode, tooLarge(len(e)-headerSize, b.opts.MaxBytes))
 			e = nil
 		default:
-			h.stale = t.opts.StaleTTL
+			h.stale = b.opts.StaleTTL
 		}
 		if e != nil {
 			seal(e, h)
 		}
-		calls = append(calls, t.storeCall(&t.wants[c.i], c.token, e, ttl))
-		of = append(of, j)
+		leased, calls = append(leased, f), append(calls, b.storeCall(&f.want, f.token, e, ttl))
 	}
-	ctx := context.WithoutCancel(t.batch.ctx)
-	for n := 0; n < len(calls); n += maxBatch {
-		chunk, chunkOf := calls[n:min(n+maxBatch, len(calls))], of[n:min(n+maxBatch, len(of))]
-		sent := sinceEpoch()
-		bound, cancel := t.deadlines.Bound(ctx, sent)
-		results := script.DoMulti(bound, t.client, chunk)
-		cancel()
-		errs := map[int]error{}
-		for m, j := range chunkOf {
-			stored, err := results[m].AsInt64()
-			part := t.wants[claims[j].i].part
-			errs[part] = cmp.Or(errs[part], err)
-			current[j] = stored == 1
-			switch {
-			case stored == 1 && chunk[m].Args[1] != "":
-				info.Stored++
-			case stored == 0 && err == nil:
-				info.Refused++
-			}
+	b.send(OpStore, leased, calls, func(i int, r reply) {
+		leased[i].kept = r.number == 1
+		switch {
+		case r.err == nil && r.number == 0:
+			info.Refused++
+		case r.number == 1 && calls[i].Args[1] != "":
+			info.Stored++
 		}
-		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpStore, sent, err)
-		}
-		if anyError(errs) {
-			break // not another OpTimeout for each batch: these leases end by themselves
-		}
-	}
-	return current
+	})
 }
 
 // giveBack ends the leases of a load that failed with err. After a failed refresh of stale values, which go on
 // being served, they are kept a little, so that the source is not asked again for each read.
-func (t *task[K, V]) giveBack(claims []claim, err error) {
+func (b *batch[K, V]) giveBack(fs []*flight[K, V], err error) {
 	var pause time.Duration
 	var panicked *PanicError
-	notServed := func(c claim) bool { return t.wants[c.i].seen != stale }
-	if t.background && !slices.ContainsFunc(claims, notServed) && !errors.As(err, &panicked) {
+	notServed := func(f *flight[K, V]) bool { return f.seen != stale }
+	if b.background && !slices.ContainsFunc(fs, notServed) && !errors.As(err, &panicked) {
 		pause = refreshPause
 	}
-	t.setLeases(claims, pause)
+	b.setLeases(fs, pause)
 }
 
 // setLeases makes leases end after d. Those that Redis does not answer for are given up: a Redis that hangs
 // shall not be waited for twice.
-func (t *task[K, V]) setLeases(claims []claim, d time.Duration) {
-	ctx := context.WithoutCancel(t.batch.ctx)
+func (b *batch[K, V]) setLeases(fs []*flight[K, V], d time.Duration) {
+	var leased []*flight[K, V]
 	var calls []script.Call
-	var of []*claim
-	for j := range claims {
-		if c := &claims[j]; c.token != "" {
-			calls = append(calls, leaseScript.Call([]string{leaseKey(t.wants[c.i].entry)}, c.token, millis(d)))
-			of = append(of, c)
+	for _, f := range fs {
+		if f.token != "" {
+			leased, calls = append(leased, f), append(calls, leaseScript.Call([]string{leaseKey(f.entry)}, f.token, millis(d)))
 		}
 	}
+	b.send(OpLease, leased, calls, func(i int, r reply) {
+		if r.err != nil {
+			leased[i].token = ""
+		}
+	})
+}
+
+// send makes the calls for fs, one each, and tells each of the replies, until a pipeline of them fails: the next would
+// take another OpTimeout, and leases end by themselves.
+func (b *batch[K, V]) send(op string, fs []*flight[K, V], calls []script.Call, each func(i int, r reply)) {
+	ctx := context.WithoutCancel(b.ctx)
 	for n := 0; n < len(calls); n += maxBatch {
-		sent := sinceEpoch()
-		bound, cancel := t.deadlines.Bound(ctx, sent)
-		results := script.DoMulti(bound, t.client, calls[n:min(n+maxBatch, len(calls))])
-		cancel()
-		errs := map[int]error{}
-		for m, r := range results {
-			c := of[n+m]
-			part := t.wants[c.i].part
-			errs[part] = cmp.Or(errs[part], r.Error())
-			if r.Error() != nil {
-				c.token = ""
-			}
+		results, sent := b.pipeline(ctx, calls[n:min(n+maxBatch, len(calls))])
+		errs := map[int]error{} // by range of slots
+		for i, r := range results {
+			part := fs[n+i].part
+			errs[part] = cmp.Or(errs[part], r.err)
+			each(n+i, r)
 		}
-		for part, err := range errs {
-			t.settle(ctx, &t.writes, part, OpLease, sent, err)
-		}
-		if anyError(errs) {
+		if b.settleAll(ctx, &b.writes, op, sent, errs) {
 			return
 		}
 	}
 }
 
-func anyError(errs map[int]error) bool {
-	for _, err := range errs {
-		if err != nil {
-			return true
-		}
-	}
-	return false
+// pipeline makes calls in one round trip, which began after sent.
+func (s *shared[K, V]) pipeline(ctx context.Context, calls []script.Call) (results []reply, sent time.Duration) {
+	sent = sinceEpoch()
+	bound, cancel := s.deadlines.Bound(ctx, sent)
+	defer cancel()
+	return replies(script.DoMulti(bound, s.client, calls)), sent
 }

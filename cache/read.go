@@ -3,13 +3,11 @@ package cache
 import (
 	"cmp"
 	"context"
-	"errors"
 	"math"
 	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -20,18 +18,9 @@ import (
 // one, and keeps pipelines below the 2000 commands for which rueidis takes a connection of its own.
 const maxBatch = 500
 
-// stampMemory is how long reads go on with a stamp, counted from before it was asked for. Invalidate waits as
-// long before it returns, so that whoever begins to read after it has returned cannot use the old one. It is
-// part of the protocol: all processes must agree on it. After stampRenewal one read asks for it again, while
-// the others go on, so that a busy process hardly ever has forgotten it.
-const (
-	stampMemory  = 20 * time.Millisecond
-	stampRenewal = 5 * time.Millisecond
-)
-
 const unknownTTL = time.Duration(math.MaxInt64)
 
-type state int
+type state uint8
 
 const (
 	miss state = iota
@@ -42,97 +31,88 @@ const (
 
 // want is a key that is wanted and what is known about its entry.
 type want[K comparable, V any] struct {
-	key   K
-	entry string    // entry key
-	part  int       // its range of slots
-	found lookup[V] // what the last look at it found
-	seen  state     // what the caller was served
+	key K
+	read
+	state   state
+	refresh bool   // found should be loaded anew in the background
+	found   V      // the value of a hit or a stale one
+	seen    state  // what the caller was served
+	void    string // token of a lease whose stamp is no longer the segment's
 }
 
-// lookup is what was found for one key.
-type lookup[V any] struct {
-	state   state
-	value   V      // of a hit or a stale one
-	refresh bool   // the value should be loaded anew in the background
-	stored  []byte // what is under the entry key, usable or not; an alias of the reply
-	stamp   string // the segment's stamp at the time, "" if it was missing
-	void    string // token of a lease whose stamp is no longer the segment's
-	err     error  // Redis could not be asked
+func (w *want[K, V]) hasValue() bool { return w.state == hit || w.state == stale }
+
+// read is an entry that Redis is asked for, and its answer.
+type read struct {
+	entry string        // entry key
+	part  int           // its range of slots
+	value reply         // what is there, usable or not; or why Redis could not be asked
+	stamp string        // the segment's at the time, "" if it was missing
+	left  time.Duration // how long the entry will live
 }
 
 func (c *Cache[K, V]) want(key K) want[K, V] {
-	w := want[K, V]{key: key, entry: c.keys.entry(c.id(key))}
-	if c.cluster {
-		get := c.client.B().Get().Key(w.entry).Build() // the builder knows how to compute slots
-		w.part = rangeOfSlot(get.Slot())
-	}
+	w := want[K, V]{key: key}
+	w.entry = c.keys.entry(c.id(key))
+	w.part = c.part(w.entry)
 	return w
 }
 
-// wants returns a want for each different key.
 func (c *Cache[K, V]) wants(keys []K) []want[K, V] {
-	ws := make([]want[K, V], 0, len(keys))
-	seen := make(map[K]struct{}, len(keys))
-	for _, k := range keys {
-		if _, ok := seen[k]; !ok {
-			seen[k] = struct{}{}
-			ws = append(ws, c.want(k))
+	ws := make([]want[K, V], len(keys))
+	// All entry keys share one piece of memory: an allocation each would be half of what a batch of hits costs here.
+	var all []byte
+	for i, k := range keys {
+		ws[i].key = k
+		id := c.id(k)
+		if all == nil {
+			all = make([]byte, 0, (len(c.keys.entries)+len(id)+8)*len(keys))
 		}
+		start := len(all)
+		all = c.keys.appendEntry(all, id)
+		ws[i].entry = unsafe.String(&all[start], len(all)-start) // if append moves, it is not written to again
+		ws[i].part = c.part(ws[i].entry)
 	}
 	return ws
+}
+
+// part returns the range of slots that an entry is in.
+func (s *shared[K, V]) part(entry string) int {
+	if !s.cluster {
+		return 0
+	}
+	get := s.client.B().Get().Key(entry).Build() // the builder knows how to compute slots
+	return rangeOfSlot(get.Slot())
 }
 
 // look reads the entry of w.
 func (c *Cache[K, V]) look(ctx context.Context, w *want[K, V]) {
 	began := c.beginLookup()
-	if !c.lookFast(ctx, w) {
-		one := []want[K, V]{*w}
-		c.lookChunk(ctx, one)
-		*w = one[0]
+	if c.cluster || c.opts.ClientTTL > 0 {
+		c.readOne(ctx, &w.read)
+	} else {
+		c.readTogether(ctx, &w.read)
 	}
+	c.interpret(ctx, w)
 	if c.opts.Hooks.Lookup != nil {
 		c.endLookup(ctx, began, []want[K, V]{*w})
 	}
 }
 
-// lookFast reads the entry of w in the cases that must cost little, and reports whether it has: alone, where
-// its stamp is remembered, and else together with the stamp of a single server.
-func (c *Cache[K, V]) lookFast(ctx context.Context, w *want[K, V]) bool {
-	now := sinceEpoch()
-	local := c.opts.ClientTTL > 0
-	alone := c.cluster || local // or else together with the stamp
-	if c.asksTTL || alone && !c.remembers(w.part, now) || !c.mayUse(&c.reads, w.part) {
-		return false
-	}
-	value, stamp := reply{}, reply{text: c.rememberedStamp(w.part, now)}
-	remembered := stamp.text != ""
-	if alone && !remembered {
-		return false // it was forgotten just now
-	}
-	bound, cancel := c.deadlines.Bound(ctx, now)
-	switch b := c.client.B(); {
-	case local:
-		value = replyOf(c.client.DoCache(bound, b.Get().Key(w.entry).Cache(), c.opts.ClientTTL))
-	case remembered:
-		value = replyOf(c.client.Do(bound, b.Get().Key(w.entry).Build()))
-	default:
-		both, err := c.client.Do(bound, b.Mget().Key(c.keys.stamp(c.stampTags[0]), w.entry).Build()).ToArray()
-		if value.err = err; err == nil {
-			stamp, value = messageReply(&both[0]), messageReply(&both[1])
-			c.rememberStamp(0, stamp.text, now)
-		}
-	}
-	cancel()
-	c.settle(ctx, &c.reads, w.part, OpRead, now, value.err)
-	w.found = c.interpret(ctx, value, stamp, unknownTTL)
-	return true
-}
-
 // lookMany reads the entries of ws.
 func (c *Cache[K, V]) lookMany(ctx context.Context, ws []want[K, V]) {
 	began := c.beginLookup()
-	for chunk := range slices.Chunk(ws, maxBatch) {
-		c.lookChunk(ctx, chunk)
+	rs := make([]*read, len(ws))
+	for i := range ws {
+		rs[i] = &ws[i].read
+	}
+	for chunk := range slices.Chunk(rs, maxBatch) {
+		bound, cancel := c.deadlines.Bound(ctx, sinceEpoch())
+		c.readAll(ctx, bound, chunk)
+		cancel()
+	}
+	for i := range ws {
+		c.interpret(ctx, &ws[i])
 	}
 	c.endLookup(ctx, began, ws)
 }
@@ -150,7 +130,7 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 	}
 	info := LookupInfo{Segment: c.segment, Took: sinceEpoch() - began}
 	for i := range ws {
-		switch ws[i].found.state {
+		switch ws[i].state {
 		case hit:
 			info.Hits++
 		case stale:
@@ -159,7 +139,7 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 			info.NotFound++
 		case miss:
 			info.Misses++
-			if ws[i].found.err != nil {
+			if ws[i].value.err != nil {
 				info.Unavailable++
 			}
 		}
@@ -167,59 +147,95 @@ func (c *Cache[K, V]) endLookup(ctx context.Context, began time.Duration, ws []w
 	c.opts.Hooks.Lookup(ctx, info)
 }
 
-func (c *Cache[K, V]) lookChunk(ctx context.Context, ws []want[K, V]) {
+// readOne reads an entry by itself where the stamp is remembered, at the least cost there is.
+func (c *Cache[K, V]) readOne(ctx context.Context, r *read) {
 	now := sinceEpoch()
-	stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
-	var parts []int                                  // whose stamps are asked for
-	var keys []string                                // those stamps, then the entries
-	for i := range ws {
-		part := ws[i].part
-		if _, ok := stamps[part]; ok {
-			continue
-		}
-		stamp := reply{text: c.rememberedStamp(part, now)}
-		switch {
-		case !c.mayUse(&c.reads, part):
-			stamp.err = ErrUnavailable
-		case stamp.text == "":
-			parts, keys = append(parts, part), append(keys, c.keys.stamp(c.stampTags[part]))
-		}
-		stamps[part] = stamp
+	bound, cancel := c.deadlines.Bound(ctx, now)
+	defer cancel()
+	r.stamp = ""
+	if !c.asksTTL && c.remembers(r.part, now) && c.mayUse(&c.reads, r.part) {
+		r.stamp = c.rememberedStamp(r.part, now)
 	}
-	var asked []*want[K, V]
-	for i := range ws {
-		if err := stamps[ws[i].part].err; err != nil {
-			ws[i].found = lookup[V]{err: err}
-			continue
-		}
-		asked, keys = append(asked, &ws[i]), append(keys, ws[i].entry)
-	}
-	if len(asked) == 0 {
+	if r.stamp == "" {
+		alone := *r // what is pointed to by a slice is on the heap
+		c.readAll(ctx, bound, []*read{&alone})
+		*r = alone
 		return
 	}
-	var ttlKeys []string
-	if c.asksTTL {
-		ttlKeys = keys[len(parts):]
+	if get := c.client.B().Get().Key(r.entry); c.opts.ClientTTL > 0 {
+		r.value = replyOf(c.client.DoCache(bound, get.Cache(), c.opts.ClientTTL))
+	} else {
+		r.value = replyOf(c.client.Do(bound, get.Build()))
 	}
-	bound, cancel := c.deadlines.Bound(ctx, now)
-	values, ttls := c.ask(bound, keys, ttlKeys)
-	cancel()
+	c.settle(ctx, &c.reads, r.part, OpRead, now, r.value.err)
+}
 
-	for i, part := range parts {
-		stamps[part], errs[part] = values[i], values[i].err
-		c.rememberStamp(part, values[i].text, now)
+// readAll reads entries, at most maxBatch, and the stamps that are not remembered, in one round trip.
+func (c *Cache[K, V]) readAll(ctx, bound context.Context, rs []*read) {
+	now := sinceEpoch()
+	type part struct {
+		seen, asked bool
+		stamp       string
+		stampErr    error // why it is not known
+		err         error // any
 	}
-	for i, w := range asked {
-		value, left := values[len(parts)+i], unknownTTL
-		if c.asksTTL && !value.local {
-			left = time.Duration(max(ttls[i].number, 0)) * time.Millisecond
-			value.err = cmp.Or(value.err, ttls[i].err)
+	parts := make([]part, len(c.stampTags))
+	keys := make([]string, 0, len(rs)+1) // the stamps that are asked for, then the entries
+	var asked []int                      // whose stamps those are
+	for _, r := range rs {
+		p := &parts[r.part]
+		if p.seen {
+			continue
 		}
-		w.found = c.interpret(ctx, value, stamps[w.part], left)
-		errs[w.part] = cmp.Or(errs[w.part], w.found.err)
+		p.seen, p.asked = true, c.mayUse(&c.reads, r.part)
+		p.stamp = c.rememberedStamp(r.part, now)
+		switch {
+		case !p.asked:
+			p.stampErr = ErrUnavailable
+		case p.stamp == "":
+			asked, keys = append(asked, r.part), append(keys, c.keys.stamp(c.stampTags[r.part]))
+		}
 	}
-	for part, err := range errs {
-		c.settle(ctx, &c.reads, part, OpRead, now, err)
+	for _, r := range rs {
+		if parts[r.part].asked {
+			keys = append(keys, r.entry)
+		}
+	}
+	var values, ttls []reply
+	if len(keys) > 0 {
+		var ttlKeys []string
+		if c.asksTTL {
+			ttlKeys = keys[len(asked):]
+		}
+		values, ttls = c.ask(bound, keys, ttlKeys)
+	}
+	for i, part := range asked {
+		p := &parts[part]
+		p.stamp, p.stampErr, p.err = values[i].text, values[i].err, values[i].err
+		c.rememberStamp(part, p.stamp, now)
+	}
+	values = values[len(asked):]
+	for _, r := range rs {
+		p := &parts[r.part]
+		r.value, r.stamp, r.left = reply{err: p.stampErr}, p.stamp, unknownTTL
+		if !p.asked {
+			continue
+		}
+		r.value, values = values[0], values[1:]
+		r.value.err = cmp.Or(p.stampErr, r.value.err)
+		if c.asksTTL {
+			if !r.value.local {
+				r.left = time.Duration(max(ttls[0].number, 0)) * time.Millisecond
+				r.value.err = cmp.Or(r.value.err, ttls[0].err)
+			}
+			ttls = ttls[1:]
+		}
+		p.err = cmp.Or(p.err, r.value.err)
+	}
+	for i := range parts {
+		if parts[i].asked {
+			c.settle(ctx, &c.reads, i, OpRead, now, parts[i].err)
+		}
 	}
 }
 
@@ -263,7 +279,12 @@ func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, 
 	for _, k := range ttlKeys {
 		cmds = append(cmds, pttl(k))
 	}
-	results := c.client.DoMulti(ctx, cmds...)
+	var results []rueidis.RedisResult
+	if len(cmds) == 1 {
+		results = []rueidis.RedisResult{c.client.Do(ctx, cmds[0])} // less than DoMulti costs
+	} else {
+		results = c.client.DoMulti(ctx, cmds...)
+	}
 	if single {
 		return replies(results[:gets]), replies(results[gets:])
 	}
@@ -279,33 +300,31 @@ func (c *Cache[K, V]) ask(ctx context.Context, keys, ttlKeys []string) (values, 
 	return values, replies(results[1:])
 }
 
-// interpret says what a reply means for a reader who found stamp, and decodes it. left is how long the entry
-// will live. What cannot be decoded is a miss.
-func (c *Cache[K, V]) interpret(ctx context.Context, value, stamp reply, left time.Duration) lookup[V] {
-	l := lookup[V]{stored: value.bytes(), stamp: stamp.text, err: cmp.Or(value.err, stamp.err)}
-	e, ok := parse(l.stored)
-	if l.err != nil || !ok || !e.under(l.stamp) {
-		return l
+// interpret says what was found for w, whose entry has been read, and decodes it. What cannot be decoded is a miss.
+func (c *Cache[K, V]) interpret(ctx context.Context, w *want[K, V]) {
+	w.state, w.refresh = miss, false
+	e, ok := parse(w.value.bytes())
+	if w.value.err != nil || !ok || !e.under(w.stamp) {
+		return
 	}
 	if e.notFound() {
-		l.state = notFound
-		return l
+		w.state = notFound
+		return
 	}
 	var err error
-	if l.value, err = c.decodeSafely(e.payload()); err != nil {
-		c.survived(ctx, OpDecode, err)
-		return l
+	if w.found, err = c.decodeSafely(e.payload()); err != nil {
+		c.reportError(ctx, OpDecode, err)
+		return
 	}
-	l.state = hit
+	w.state = hit
 	if c.asksTTL {
-		fresh := left - e.stale()
+		fresh := w.left - e.stale()
 		if fresh <= 0 {
-			l.state = stale
+			w.state = stale
 		}
 		// -ln of a uniform random number is exponentially distributed.
-		l.refresh = fresh <= 0 || e.cost().Seconds()*c.opts.EarlyBeta*rand.ExpFloat64() >= fresh.Seconds()
+		w.refresh = fresh <= 0 || c.opts.EarlyBeta > 0 && e.cost().Seconds()*c.opts.EarlyBeta*rand.ExpFloat64() >= fresh.Seconds()
 	}
-	return l
 }
 
 // decodeSafely makes a panic of the codec an error: it may run on a goroutine of ours, and an entry that makes it
@@ -319,54 +338,21 @@ func (s *shared[K, V]) decodeSafely(b []byte) (v V, err error) {
 	return s.decode(b)
 }
 
-// count adds what was found to the statistics and reports whether it is a value.
-func (c *Cache[K, V]) count(l *lookup[V]) bool {
-	switch l.state {
+// count adds what was found to the statistics.
+func (c *Cache[K, V]) count(w *want[K, V]) {
+	switch w.state {
 	case hit:
 		c.stats.hits.Add(1)
-		return true
 	case stale:
 		c.stats.stale.Add(1)
-		return true
 	case notFound:
 		c.stats.notFound.Add(1)
 	case miss:
 		c.stats.misses.Add(1)
-		if l.err != nil {
+		if w.value.err != nil {
 			c.stats.unavailable.Add(1)
 		}
 	}
-	return false
-}
-
-// mayUse reports whether Redis may be asked about a range of slots, and starts a probe that is due.
-func (s *shared[K, V]) mayUse(b *breakers, part int) bool {
-	ok, probe := b.ranges[part].allow()
-	if probe {
-		s.probe(b, part)
-	}
-	return ok
-}
-
-// settle tells the breaker of a range of slots how a round trip ended. That the caller left says nothing; that
-// its deadline came first does, if Redis had some time.
-func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op string, began time.Duration, err error) {
-	switch {
-	case err == nil:
-		b.succeeded(part)
-	case !over(ctx), !errors.Is(ctx.Err(), context.Canceled) && sinceEpoch()-began >= s.opts.OpTimeout/8:
-		b.failed(part)
-		s.survived(ctx, op, err)
-	}
-}
-
-// over reports whether ctx has ended. A connection's deadline may fire before the context's own timer does.
-func over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	deadline, ok := ctx.Deadline()
-	return ok && time.Until(deadline) <= 0
 }
 
 // reply is what Redis said to one read command. A key of another type counts as missing, in a cluster as
@@ -408,35 +394,4 @@ func replies(results []rueidis.RedisResult) []reply {
 		rs[i] = replyOf(r)
 	}
 	return rs
-}
-
-// rememberedStamp is a stamp that reads may use until a time since epoch.
-type rememberedStamp struct {
-	stamp string
-	until time.Duration
-	renew atomic.Int64 // when the next read shall ask for it again, since epoch
-}
-
-// rememberedStamp returns the stamp that a read may use now, or "" if it has to ask for it.
-func (c *Cache[K, V]) rememberedStamp(part int, now time.Duration) string {
-	r := c.remembered[part].Load()
-	if r == nil || now >= r.until {
-		return ""
-	}
-	if due := r.renew.Load(); int64(now) >= due && r.renew.CompareAndSwap(due, int64(now+stampRenewal)) {
-		return ""
-	}
-	return r.stamp
-}
-
-// remembers reports whether rememberedStamp would return a stamp, without taking on its renewal.
-func (c *Cache[K, V]) remembers(part int, now time.Duration) bool {
-	r := c.remembered[part].Load()
-	return r != nil && r.stamp != "" && now < r.until && int64(now) < r.renew.Load()
-}
-
-func (c *Cache[K, V]) rememberStamp(part int, stamp string, asked time.Duration) {
-	r := &rememberedStamp{stamp: stamp, until: asked + stampMemory}
-	r.renew.Store(int64(asked + stampRenewal))
-	c.remembered[part].Store(r)
 }

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -38,15 +37,6 @@ func (c *Cache[K, V]) storeCall(w *want[K, V], token string, e []byte, ttl time.
 	return storeScript.Call([]string{w.entry, leaseKey(w.entry)}, token, rueidis.BinaryString(e), millis(ttl))
 }
 
-// stampCalls returns the calls that read the stamps of some ranges of slots, or make them.
-func (c *Cache[K, V]) stampCalls(parts []int) []script.Call {
-	calls := make([]script.Call, len(parts))
-	for j, part := range parts {
-		calls[j] = stampScript.Call([]string{c.keys.stamp(c.stampTags[part])}, randomString(), millis(c.stampTTL))
-	}
-	return calls
-}
-
 func (c *Cache[K, V]) set(ctx context.Context, values map[K]V) error {
 	if err := c.begin(ctx); err != nil {
 		return err
@@ -80,28 +70,27 @@ func tooLarge(size, most int) error {
 func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][]byte) error {
 	var parts []int
 	for i := range ws {
-		if !slices.Contains(parts, ws[i].part) {
-			parts = append(parts, ws[i].part)
-		}
+		parts = addPart(parts, ws[i].part)
 	}
-	bound, cancel := c.deadlines.Bound(ctx, sinceEpoch())
-	results := script.DoMulti(bound, c.client, c.stampCalls(parts))
-	cancel()
-	stamps := map[int]string{}
-	for j, r := range replies(results) {
+	results, _ := c.pipeline(ctx, c.stampCalls(parts))
+	for _, r := range results {
 		if r.err != nil {
 			return r.err
 		}
-		stamps[parts[j]] = r.text
 	}
 	calls := make([]script.Call, len(ws))
 	for i := range ws {
-		seal(entries[i], header{stamp: stamps[ws[i].part], nonce: rand.Uint32(), stale: c.opts.StaleTTL})
+		stamp := results[slices.Index(parts, ws[i].part)].text
+		seal(entries[i], header{stamp: stamp, nonce: rand.Uint32(), stale: c.opts.StaleTTL})
 		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
 	}
-	bound, cancel = c.deadlines.Bound(ctx, sinceEpoch())
-	defer cancel()
-	return firstError(script.DoMulti(bound, c.client, calls))
+	results, _ = c.pipeline(ctx, calls)
+	for _, r := range results {
+		if r.err != nil {
+			return r.err
+		}
+	}
+	return nil
 }
 
 func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
@@ -171,36 +160,4 @@ func (c *Cache[K, V]) forget(ws []want[K, V]) {
 	for i := range ws {
 		delete(c.flying, ws[i].entry)
 	}
-}
-
-// addError adds err to errs unless it is there: a load that fails, fails for many keys.
-func addError(errs []error, err error) []error {
-	for _, e := range errs {
-		if errors.Is(err, e) {
-			return errs
-		}
-	}
-	return append(errs, err)
-}
-
-// probe asks Redis in the background whether a range of slots can be used again: the read breaker's by a
-// read, the write breaker's by a write that a server which is full or read-only refuses.
-func (s *shared[K, V]) probe(b *breakers, part int) {
-	key := s.view("").keys.stamp(s.stampTags[part])
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.isClosed.Load() {
-		return
-	}
-	s.goWhileOpen(func() {
-		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
-		defer cancel()
-		cmd := s.client.B().Get().Key(key).Build()
-		if b == &s.writes {
-			cmd = s.client.B().Set().Key(key).Value(randomString()).Nx().PxMilliseconds(s.stampTTL.Milliseconds()).Build()
-		}
-		if replyOf(s.client.Do(ctx, cmd)).err == nil {
-			b.succeeded(part)
-		}
-	})
 }

@@ -987,7 +987,7 @@ func TestCache_CloseEndsLoadsWhenItsContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.ErrorIs(t, c.Close(ctx), context.Canceled)
-	require.ErrorIs(t, <-result, context.Canceled)
+	require.ErrorIs(t, <-result, cache.ErrClosed)
 	require.NoError(t, c.Close(t.Context()))
 }
 

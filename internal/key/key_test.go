@@ -17,6 +17,7 @@ func TestTagged(t *testing.T) {
 		"{a}b": "{{a}b}",
 	} {
 		require.Equal(t, "p:"+want+":l", Tagged("p:", id, ":l"), "of %q", id)
+		require.Equal(t, "xp:"+want, string(AppendTagged([]byte("x"), "p:", id)), "of %q", id)
 	}
 }
 
