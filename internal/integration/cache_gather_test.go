@@ -76,7 +76,7 @@ func TestCache_ReadersWhoLeaveDisturbNobody(t *testing.T) {
 				}
 				v, err := c.Fetch(ctx, key, noLoad)
 				cancel()
-				if v != "v"+key && !(v == "" && errors.Is(err, context.DeadlineExceeded)) {
+				if ended := v == "" && errors.Is(err, context.DeadlineExceeded); v != "v"+key && !ended {
 					t.Errorf("of %s: %q, %v", key, v, err)
 				}
 			}
