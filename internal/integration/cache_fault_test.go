@@ -169,8 +169,8 @@ func TestCache_ACallersOwnDeadlineHolds(t *testing.T) {
 			require.Error(t, err, "%s %s", name, op)
 			require.True(t, errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled), "%s %s: %v", name, op, err)
 			most := faultSlack
-			if name == "cancel" {
-				most += time.Second // rueidis may notice it at the deadline only
+			if op != "fetch" && op != "get" {
+				most += time.Second // rueidis may notice it at OpTimeout only, or wait so long for a connection that another opens
 			}
 			require.Less(t, time.Since(began), most, "%s %s", name, op)
 		}
