@@ -119,6 +119,7 @@ func TestCache_AHangingRedisDelaysManyReadersNoLongerThanOne(t *testing.T) {
 	began := time.Now()
 	all.Wait()
 	require.Less(t, time.Since(began), opTimeout+2*faultSlack)
+	require.Zero(t, patient.Stats().Errors, "that callers leave says nothing about Redis")
 
 	server.Resume(t)
 	for _, c := range []*cache.Cache[string, string]{c, patient} {
