@@ -77,6 +77,8 @@ func (b *breakers) failed(part int) {
 	}
 }
 
+func (b *breakers) isOpen(part int) bool { return b.ranges[part].nextProbe.Load() != 0 }
+
 // mayUse reports whether Redis may be asked about a range of slots, and starts a probe that is due.
 func (s *shared[K, V]) mayUse(b *breakers, part int) bool {
 	ok, probe := b.ranges[part].allow()
@@ -125,7 +127,7 @@ func (s *shared[K, V]) probe(b *breakers, part int) {
 	if s.isClosed.Load() {
 		return
 	}
-	s.goWhileOpen(func() {
+	s.goCounted(func() {
 		ctx, cancel := context.WithTimeout(s.stop, s.opts.OpTimeout)
 		defer cancel()
 		cmd := s.client.B().Get().Key(key).Build()

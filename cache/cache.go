@@ -93,12 +93,13 @@ type Options[K comparable, V any] struct {
 	// heed its context. At least 1ms. Defaults to 30s.
 	LoadTimeout time.Duration
 
-	// OpTimeout bounds each Redis round trip; the caller's own deadline does too. A Fetch makes one on a hit and three
-	// on a miss, and none after one that failed, so that a Redis that hangs or is down delays it by one OpTimeout; a
-	// few such calls later Redis is not asked any more until it answers again. A round trip gets 7/8 of OpTimeout to
-	// all of it, what it waits for others included. In a cluster and with ClientTTL a cancellation, other than a
-	// deadline, may be noticed only when the round trip ends. Set the client's Dialer.Timeout, 5s by default, no longer
-	// than this: while another user of the client opens a connection, all wait for it. At least 1ms. Defaults to 200ms.
+	// OpTimeout bounds each Redis round trip, what a read waits for others included; the caller's own deadline does
+	// too. A Fetch makes one on a hit and three on a miss, and none after one that failed, so that a Redis that hangs
+	// or is down delays it by one OpTimeout; a few such calls later Redis is not asked any more until it answers again.
+	// A round trip gets 7/8 of OpTimeout to all of it. Fetch and Get, of a single server and without ClientTTL, notice
+	// a cancellation at once; else one that is not a deadline may be noticed only when the round trip ends. Set the
+	// client's Dialer.Timeout, 5s by default, no longer than this: while another user of the client opens a connection,
+	// all wait for it. At least 1ms. Defaults to 200ms.
 	OpTimeout time.Duration
 
 	// ClientTTL turns on client-side caching: values are read from the process' own memory for up to
@@ -521,9 +522,9 @@ func (c *Cache[K, V]) Invalidate(ctx context.Context) error {
 	return nil
 }
 
-// Close makes all further calls, of all segments, return ErrClosed and waits until loads and background
-// refreshes, with their hooks, have ended. If ctx ends first, it ends their contexts and returns ctx's error. Close
-// the cache before its client.
+// Close makes all further calls, of all segments, return ErrClosed and waits until loads and background refreshes, with
+// their hooks, have ended, and reads whose callers have left, which take an OpTimeout at most. If ctx ends first, it
+// ends the contexts of the loads and returns ctx's error. Close the cache before its client.
 func (c *Cache[K, V]) Close(ctx context.Context) error {
 	c.isClosed.Store(true)
 	c.mu.Lock()

@@ -33,9 +33,9 @@
 //
 // Slow: a hit makes one round trip and a miss three, each as long as OpTimeout at most.
 //
-// Busy: while four reads of a segment are under way, those that come gather for the next round trip, one MGET for up to
-// 128 of them. A wrapped client sees such a command with the context values of the first. Not with ClientTTL, and not
-// in a cluster, where one command is for one slot.
+// Busy: while four reads of a segment by Fetch and Get are under way, those that come gather for the next round trip,
+// one MGET for up to 128 of them. A wrapped client sees such a command with the context values of the first. Not with
+// ClientTTL, and not in a cluster, where one command is for one slot.
 //
 // Full, or read-only: hits are served, misses are loaded and not stored. Delete and Invalidate work on a full Redis.
 //

@@ -2,12 +2,14 @@ package cache
 
 import (
 	"context"
+	"runtime/debug"
 	"sync"
 )
 
-// Reads of single entries share round trips when there are many at a time: maxTrips are under way at most, and what
-// comes meanwhile gathers for the next one, which costs Redis, and rueidis, much less than each by itself. Nobody waits
-// for a timer, and while there are few, each goes by itself. Not so in a cluster, where one command is for one slot.
+// Reads of single entries share round trips when there are many at a time: maxTrips are under way, and what comes
+// meanwhile gathers for the next one, or fills one, which costs Redis, and rueidis, much less than each by itself.
+// Nobody waits for a timer, and while there are few, each goes by itself. Not so in a cluster, where one command is for
+// one slot.
 const (
 	maxTrips    = 4
 	maxGathered = 128 // reads in one round trip
@@ -23,7 +25,7 @@ type gather struct {
 type gatheredRead struct {
 	read
 	ctx   context.Context //nolint:containedctx // the caller's, without its end
-	bound context.Context //nolint:containedctx // the time that the caller has, its wait for others included
+	bound context.Context //nolint:containedctx // ends when the caller's time does, its wait for others included
 	done  chan struct{}
 }
 
@@ -31,15 +33,23 @@ var gatheredReads = sync.Pool{New: func() any { return &gatheredRead{done: make(
 
 // readTogether reads an entry, in a round trip of its own or together with others.
 func (c *Cache[K, V]) readTogether(ctx context.Context, r *read) {
+	if c.reads.isOpen(r.part) {
+		c.readOne(ctx, r) // which does not ask Redis
+		return
+	}
 	g := &c.gather
 	g.mu.Lock()
 	free := g.trips < maxTrips
-	if free {
+	alone := free && ctx.Done() == nil
+	// A cancelled caller shall not have to wait for the round trip: it is made on another goroutine. One that is full
+	// has nothing to wait for.
+	goes := free || len(g.waiting)+1 >= maxGathered
+	if goes {
 		g.trips++
 	}
-	if free && ctx.Done() == nil {
+	if alone {
 		g.mu.Unlock()
-		defer c.readWaiting()
+		defer c.endTrip()
 		c.readOne(ctx, r)
 		return
 	}
@@ -51,8 +61,8 @@ func (c *Cache[K, V]) readTogether(ctx context.Context, r *read) {
 	q.bound, _ = c.deadlines.Bound(q.ctx, sinceEpoch())
 	g.waiting = append(g.waiting, q)
 	g.mu.Unlock()
-	if free {
-		c.readWaiting()
+	if goes {
+		c.endTrip()
 	}
 	select {
 	case <-q.done:
@@ -61,30 +71,45 @@ func (c *Cache[K, V]) readTogether(ctx context.Context, r *read) {
 		gatheredReads.Put(q)
 	case <-ctx.Done():
 		r.value, r.stamp = reply{err: ctx.Err()}, ""
+	case <-q.bound.Done():
+		r.value, r.stamp = reply{err: q.bound.Err()}, ""
 	}
 }
 
-// readWaiting ends a round trip: those who wait get the next ones, if there are any.
-func (c *Cache[K, V]) readWaiting() {
+// endTrip ends a round trip: those who wait get the next ones, if there are any.
+func (c *Cache[K, V]) endTrip() {
 	qs := c.gather.next(nil)
 	if len(qs) == 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.goWhileOpen(func() {
+	c.goCounted(func() {
+		defer func() {
+			if len(qs) > 0 { // a wrapped client panicked, or called runtime.Goexit
+				c.answer(qs, &PanicError{Value: recover(), Stack: debug.Stack()})
+				c.endTrip()
+			}
+		}()
 		rs := make([]*read, 0, len(qs))
 		for ; len(qs) > 0; qs = c.gather.next(qs) {
 			rs = rs[:0]
 			for _, q := range qs {
 				rs = append(rs, &q.read)
 			}
-			c.readAll(qs[0].ctx, qs[0].bound, rs)
-			for _, q := range qs {
-				q.done <- struct{}{}
-			}
+			c.readAll(qs[0].ctx, qs[len(qs)-1].bound, rs) // who came earlier, leaves earlier
+			c.answer(qs, nil)
 		}
 	})
+}
+
+func (c *Cache[K, V]) answer(qs []*gatheredRead, err error) {
+	for _, q := range qs {
+		if err != nil {
+			q.value.err = err
+		}
+		q.done <- struct{}{}
+	}
 }
 
 // next returns those who wait, maxGathered at most. If there are none, a round trip less is under way. It may use the

@@ -8,10 +8,10 @@ import (
 
 // Hooks are optional functions that a cache calls, for metrics and traces. They run on the caller's goroutine or on
 // one of the cache's, with the caller's context or, for loads, the values of the first caller's, before callers get
-// what they wait for: keep them fast, and do not let them panic. Nil ones cost nothing.
+// what they wait for: keep them fast, do not let them panic, and do not call the cache from them. Nil ones cost nothing.
 type Hooks struct {
-	// Lookup is called after each read of Redis for Fetch, FetchMany, Get or GetMany. A Fetch that was
-	// overtaken by a delete, or began on a segment without a stamp, may read more than once.
+	// Lookup is called after each look at Redis by a Fetch, FetchMany, Get or GetMany, alone or together with others. A
+	// Fetch that was overtaken by a delete, or began on a segment without a stamp, may look more than once.
 	Lookup func(ctx context.Context, info LookupInfo)
 	// Load is called after each call of a load and the writing of what it returned.
 	Load func(ctx context.Context, info LoadInfo)
@@ -30,7 +30,8 @@ const (
 	OpDecode = "decode" // decode a whole entry: Version was not changed with the encoding
 )
 
-// LookupInfo describes one read of Redis. Hits, Stale, NotFound and Misses add up to the number of keys.
+// LookupInfo describes one caller's look at Redis. Hits, Stale, NotFound and Misses add up to the number of keys, each as
+// often as it was asked for.
 type LookupInfo struct {
 	Segment  string
 	Hits     int // fresh values
@@ -40,7 +41,7 @@ type LookupInfo struct {
 	// Unavailable is how many of the misses were due to a Redis that failed, or was not asked because it had
 	// failed a moment ago.
 	Unavailable int
-	Took        time.Duration // decoding included
+	Took        time.Duration // waiting for others and decoding included
 }
 
 // LoadInfo describes one call of a load.

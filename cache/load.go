@@ -117,7 +117,9 @@ func (c *Cache[K, V]) join(ctx context.Context, start uint64, ws []want[K, V], l
 		if f := c.flying[w.entry]; f != nil && f.mayServe(start, w) {
 			f.batch.waiters++
 			waits[i] = wait[K, V]{flight: f, blind: w.value.err != nil, stamp: w.stamp}
-			c.stats.shared.Add(1)
+			if f.batch != b { // else it is a key that occurs twice
+				c.stats.shared.Add(1)
+			}
 			continue
 		}
 		b.waiters++
@@ -211,15 +213,15 @@ func (b *batch[K, V]) start(ctx context.Context) {
 	}
 	b.ctx, b.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	unlink := context.AfterFunc(b.stop, func() { b.cancel(ErrClosed) })
-	b.goWhileOpen(func() {
+	b.goCounted(func() {
 		defer b.cancel(nil)
 		defer unlink()
 		b.run()
 	})
 }
 
-// goWhileOpen runs f on a goroutine that Close waits for. The caller holds mu.
-func (s *shared[K, V]) goWhileOpen(f func()) {
+// goCounted runs f on a goroutine that Close waits for. The caller holds mu.
+func (s *shared[K, V]) goCounted(f func()) {
 	s.running++
 	go func() {
 		defer func() {
@@ -436,7 +438,7 @@ func (b *batch[K, V]) call(fs []*flight[K, V]) result[V] {
 	ended := make(chan result[V], 1)
 	began := sinceEpoch()
 	b.mu.Lock()
-	b.goWhileOpen(func() {
+	b.goCounted(func() {
 		var r result[V]
 		returned := false
 		defer func() {
@@ -450,6 +452,9 @@ func (b *batch[K, V]) call(fs []*flight[K, V]) result[V] {
 			ended <- r
 		}()
 		r.loaded, r.err = b.load(ctx, keys)
+		if errors.Is(r.err, context.Canceled) && errors.Is(context.Cause(ctx), ErrClosed) {
+			r.err = ErrClosed // which is why
+		}
 		r.took = sinceEpoch() - began
 		if r.err == nil {
 			r.entries = b.encode(ctx, r.loaded)
@@ -463,17 +468,13 @@ func (b *batch[K, V]) call(fs []*flight[K, V]) result[V] {
 	for {
 		select {
 		case r := <-ended:
-			if errors.Is(r.err, context.Canceled) && errors.Is(context.Cause(ctx), ErrClosed) {
-				r.err = ErrClosed // which is why
-			}
 			return r
 		case <-extend.C:
 			b.setLeases(fs, b.opts.LeaseTTL)
 		case <-ctx.Done():
 			select {
 			case r := <-ended:
-				ended <- r // for the case above
-				continue
+				return r
 			default:
 			}
 			return result[V]{took: sinceEpoch() - began, err: wrap("load", context.Cause(ctx))}

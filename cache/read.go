@@ -60,9 +60,14 @@ func (c *Cache[K, V]) want(key K) want[K, V] {
 
 func (c *Cache[K, V]) wants(keys []K) []want[K, V] {
 	ws := make([]want[K, V], len(keys))
-	// All entry keys share one piece of memory: an allocation each would be half of what a batch of hits costs here.
+	// All entry keys share one piece of memory: an allocation each would be half of what a batch of hits costs here. Not
+	// with ClientTTL: what rueidis remembers one key by would keep all.
 	var all []byte
 	for i, k := range keys {
+		if c.opts.ClientTTL > 0 {
+			ws[i] = c.want(k)
+			continue
+		}
 		ws[i].key = k
 		id := c.id(k)
 		if all == nil {
@@ -355,7 +360,7 @@ func (c *Cache[K, V]) count(w *want[K, V]) {
 	}
 }
 
-// reply is what Redis said to one read command. A key of another type counts as missing, in a cluster as
+// reply is what Redis said to one command. A key of another type counts as missing, in a cluster as
 // with MGET, and is overwritten.
 type reply struct {
 	text   string // "" if the key is missing; shares the reply's memory

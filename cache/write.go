@@ -73,10 +73,8 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 		parts = addPart(parts, ws[i].part)
 	}
 	results, _ := c.pipeline(ctx, c.stampCalls(parts))
-	for _, r := range results {
-		if r.err != nil {
-			return r.err
-		}
+	if err := firstError(results); err != nil {
+		return err
 	}
 	calls := make([]script.Call, len(ws))
 	for i := range ws {
@@ -85,12 +83,7 @@ func (c *Cache[K, V]) setChunk(ctx context.Context, ws []want[K, V], entries [][
 		calls[i] = c.storeCall(&ws[i], "", entries[i], c.lifetime())
 	}
 	results, _ = c.pipeline(ctx, calls)
-	for _, r := range results {
-		if r.err != nil {
-			return r.err
-		}
-	}
-	return nil
+	return firstError(results)
 }
 
 func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
@@ -140,13 +133,13 @@ func (c *Cache[K, V]) invalidate(ctx context.Context) error {
 func (c *Cache[K, V]) doAll(ctx context.Context, cmds []rueidis.Completed) error {
 	bound, cancel := c.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
-	return firstError(c.client.DoMulti(bound, cmds...))
+	return firstError(replies(c.client.DoMulti(bound, cmds...)))
 }
 
-func firstError(results []rueidis.RedisResult) error {
+func firstError(results []reply) error {
 	for _, r := range results {
-		if err := r.Error(); err != nil {
-			return err
+		if r.err != nil {
+			return r.err
 		}
 	}
 	return nil

@@ -31,7 +31,7 @@ func (d *Shared) Bound(ctx context.Context, now time.Duration) (context.Context,
 		next := &shared{deadline: time.Now().Add(d.timeout), renewAt: now + d.timeout/8}
 		var cancel context.CancelFunc
 		next.ctx, cancel = context.WithDeadline(context.Background(), next.deadline)
-		time.AfterFunc(d.timeout, cancel) // not earlier: others share it
+		context.AfterFunc(next.ctx, cancel) // not earlier: others share it
 		d.current.CompareAndSwap(s, next)
 		s = next
 	}

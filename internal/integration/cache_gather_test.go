@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redispatterns/redispatterns/cache"
@@ -127,5 +131,128 @@ func TestCache_AHangingRedisDelaysManyReadersNoLongerThanOne(t *testing.T) {
 			v, ok, err := c.Get(t.Context(), "k")
 			return err == nil && ok && v == "v"
 		}, 10*time.Second, 10*time.Millisecond, "round trips are to be had again")
+	}
+}
+
+// More readers than the round trips under way have room for wait for nobody: a far Redis is no slow one.
+func TestCache_ManyMoreReadersThanARoundTripHolds(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	c := newCache(t, server.Client(t, proxy.Through), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: time.Second})
+	require.NoError(t, c.Set(t.Context(), "k", "v"))
+	proxy.Latency(t, 200*time.Millisecond)
+	var all sync.WaitGroup
+	for range 5000 { // four trips of 128 in 200ms would take more than 1.5s
+		all.Go(func() {
+			if v, ok, err := c.Get(context.Background(), "k"); err != nil || !ok || v != "v" {
+				t.Errorf("%q, %v, %v", v, ok, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// Who comes late to a round trip has all of OpTimeout, not what is left of the time of the first.
+func TestCache_ALateReaderHasItsOwnTime(t *testing.T) {
+	t.Parallel()
+	const opTimeout = 4 * time.Second
+	server := redistest.Start(t)
+	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
+	require.NoError(t, c.Set(t.Context(), "k", "v"))
+	server.Pause(t)
+	early := make(chan error, 5)
+	for range cap(early) { // four under way and one that waits
+		go func() {
+			_, _, err := c.Get(context.Background(), "k")
+			early <- err
+		}()
+	}
+	resumed := make(chan struct{})
+	time.AfterFunc(opTimeout*11/10, func() {
+		server.Resume(t)
+		close(resumed)
+	})
+	late := make(chan error, 1)
+	time.AfterFunc(opTimeout*7/10, func() {
+		_, ok, err := c.Get(context.Background(), "k")
+		if err == nil && !ok {
+			err = errors.New("not there")
+		}
+		late <- err
+	})
+	for range cap(early) {
+		require.ErrorIs(t, <-early, context.DeadlineExceeded)
+	}
+	require.NoError(t, <-late)
+	<-resumed
+}
+
+// That Redis is not asked after it failed costs no wait for those who still ask it.
+func TestCache_NobodyQueuesBehindAnOpenBreaker(t *testing.T) {
+	t.Parallel()
+	const opTimeout = 2 * time.Second
+	server := redistest.Start(t)
+	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
+	other := c.Segment("other")
+	server.Pause(t)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() { _, _, _ = other.Get(context.Background(), "k") })
+	}
+	timer := time.NewTimer(opTimeout / 2)
+	<-timer.C
+	for range 4 {
+		all.Go(func() { _, _, _ = c.Get(context.Background(), "k") })
+	}
+	require.Eventually(t, func() bool {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, _, err := c.Get(ctx, "k")
+		return errors.Is(err, cache.ErrUnavailable) && time.Since(began) < opTimeout/10
+	}, opTimeout*3/4, opTimeout/50)
+	all.Wait()
+	server.Resume(t)
+}
+
+type brokenOnce struct {
+	rueidishook.Hook
+	how *atomic.Pointer[func()]
+}
+
+func (h brokenOnce) Do(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if f := h.how.Load(); f != nil {
+		(*f)()
+	}
+	return c.Do(ctx, cmd)
+}
+
+func (h brokenOnce) DoMulti(c rueidis.Client, ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
+	return c.DoMulti(ctx, cmds...)
+}
+
+func TestCache_AWrappedClientMayPanic(t *testing.T) {
+	t.Parallel()
+	for name, f := range map[string]func(){"panic": func() { panic("a hook of the client") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var how atomic.Pointer[func()]
+			client := rueidishook.WithHook(redistest.Shared(t).Client(t), brokenOnce{how: &how})
+			c := newCache(t, client, redistest.Prefix(t), cache.Options[string, string]{})
+			require.NoError(t, c.Set(t.Context(), "k", "v"))
+			how.Store(&f)
+			for range 10 {
+				_, _, err := c.Get(t.Context(), "k")
+				var panicked *cache.PanicError
+				require.ErrorAs(t, err, &panicked)
+			}
+			how.Store(nil)
+			for range 10 {
+				v, _, err := c.Get(t.Context(), "k")
+				require.NoError(t, err)
+				require.Equal(t, "v", v)
+			}
+		})
 	}
 }
