@@ -78,10 +78,13 @@ func (c *Cache[K, V]) readTogether(ctx context.Context, r *read) {
 
 // endTrip ends a round trip: those who wait get the next ones, if there are any.
 func (c *Cache[K, V]) endTrip() {
-	qs := c.gather.next(nil)
-	if len(qs) == 0 {
-		return
+	if qs := c.gather.next(nil); len(qs) > 0 {
+		c.trip(qs)
 	}
+}
+
+// trip reads for qs, and for those who come meanwhile, on a goroutine of its own.
+func (c *Cache[K, V]) trip(qs []*gatheredRead) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.goCounted(func() {
