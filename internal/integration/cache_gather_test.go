@@ -158,34 +158,28 @@ func TestCache_ALateReaderHasItsOwnTime(t *testing.T) {
 	t.Parallel()
 	const opTimeout = 4 * time.Second
 	server := redistest.Start(t)
-	c := newCache(t, server.Client(t), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
+	proxy := redistest.NewProxy(t, server.Addr())
+	c := newCache(t, server.Client(t, proxy.Through), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
 	require.NoError(t, c.Set(t.Context(), "k", "v"))
-	server.Pause(t)
-	early := make(chan error, 5)
-	for range cap(early) { // four under way and one that waits
-		go func() {
-			_, _, err := c.Get(context.Background(), "k")
-			early <- err
-		}()
-	}
-	resumed := make(chan struct{})
-	time.AfterFunc(opTimeout*11/10, func() {
-		server.Resume(t)
-		close(resumed)
-	})
-	late := make(chan error, 1)
-	time.AfterFunc(opTimeout*7/10, func() {
+	proxy.Latency(t, opTimeout*6/10)
+	get := func() error {
 		_, ok, err := c.Get(context.Background(), "k")
 		if err == nil && !ok {
 			err = errors.New("not there")
 		}
-		late <- err
-	})
-	for range cap(early) {
-		require.ErrorIs(t, <-early, context.DeadlineExceeded)
+		return err
 	}
+	early, late := make(chan error, 5), make(chan error, 1)
+	for range cap(early) {
+		go func() { early <- get() }()
+	}
+	time.AfterFunc(opTimeout*5/10, func() { late <- get() })
+	for range 4 { // under way at once
+		require.NoError(t, <-early)
+	}
+	// The fifth goes with the late one: its answer comes after its time, but not after the other's.
+	require.ErrorIs(t, <-early, context.DeadlineExceeded)
 	require.NoError(t, <-late)
-	<-resumed
 }
 
 // That Redis is not asked after it failed costs no wait for those who still ask it.
