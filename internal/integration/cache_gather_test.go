@@ -159,7 +159,9 @@ func TestCache_ALateReaderHasItsOwnTime(t *testing.T) {
 	const opTimeout = 4 * time.Second
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
-	c := newCache(t, server.Client(t, proxy.Through, redistest.OneConnection), redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
+	pipelining := func(o *rueidis.ClientOption) { o.AlwaysPipelining = true } // or those of the early would wait for each other
+	client := server.Client(t, proxy.Through, redistest.OneConnection, pipelining)
+	c := newCache(t, client, redistest.Prefix(t), cache.Options[string, string]{OpTimeout: opTimeout})
 	require.NoError(t, c.Set(t.Context(), "k", "v"))
 	proxy.Latency(t, opTimeout*6/10)
 	get := func() error {
