@@ -1,0 +1,2 @@
+// Package ratelimit x.
+package ratelimit
