@@ -32,6 +32,9 @@ func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
 		return Result{}, false
 	}
 	part := c.table.part(key)
+	if part.size.Load() == 0 {
+		return Result{}, false
+	}
 	part.RLock()
 	d, ok := part.entries[subject{l, key}]
 	part.RUnlock()
@@ -53,12 +56,13 @@ func (c *denyCache) remember(s subject, r reply, i int, run run) {
 	if c.perPart == 0 || admitted >= run.count {
 		return
 	}
+	now := sinceEpoch()
 	d := denial{
 		n:      run.n,
 		left:   left,
 		until:  r.sent + min(micros(wait), c.maxAge),
-		passes: r.received + micros(wait),
-		resets: r.received + micros(reset),
+		passes: now + micros(wait),
+		resets: now + micros(reset),
 	}
 	part := c.table.part(s.key)
 	part.Lock()
@@ -74,6 +78,7 @@ func (c *denyCache) remember(s subject, r reply, i int, run run) {
 		}
 	}
 	part.set(s, d)
+	part.size.Store(int32(len(part.entries)))
 }
 
 // drop forgets the refusals of a key.
@@ -89,4 +94,5 @@ func (c *denyCache) drop(l *Limiter, key string) {
 			delete(part.entries, s)
 		}
 	}
+	part.size.Store(int32(len(part.entries)))
 }

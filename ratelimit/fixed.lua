@@ -1,32 +1,42 @@
--- fixed opens the state of a window that begins with the first call in it and admits limit units.
--- Numbers: limit, window (microseconds). Stored: the window's end (7 bytes), the units used (6).
--- Invariant: used is never raised above limit, and an end is never moved.
-local function fixed(raw, base)
-	local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
-	local ends, used = now + window, 0
-	if raw and #raw == 13 then
-		local e, u = struct.unpack('<I7I6', raw)
-		if e > now then
-			ends, used = e, u
-		end
+-- A window that begins with the first call in it and admits limit units.
+-- Numbers: limit, window (microseconds). Stored: the units used, an integer; its TTL is the window's.
+-- Invariant: the units are never raised above limit, and a TTL is never changed. A lost one is set anew, at once.
+
+--- open
+local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
+local stored = tonumber(redis.call('GET', key) or 0)
+local used, ttl = stored, window / 1000
+if stored > 0 then
+	ttl = redis.call('PTTL', key)
+	if ttl < 0 then
+		ttl = window / 1000
+		redis.call('PEXPIRE', key, ttl)
 	end
-	return {
-		take = function(n, count)
-			local k = math.max(0, math.min(count, math.floor((limit - used) / n)))
-			used = used + k * n
-			local wait = used + n > limit and ends - now or 0
-			return k, math.max(0, limit - used), wait, used > 0 and ends - now or 0
-		end,
-		give = function(n)
-			n = math.min(n, used)
-			used = used - n
-			return n
-		end,
-		save = function()
-			if used == 0 then
-				return nil
-			end
-			return struct.pack('<I7I6', ends, used), ends - now
-		end,
-	}
+end
+local reset = (ttl + 1) * 1000 -- Redis deletes a key when a millisecond more than its TTL has passed
+
+--- take
+if used + n * count <= limit then
+	k = count
+else
+	k = math.max(0, math.floor((limit - used) / n))
+end
+used = used + k * n
+left = math.max(0, limit - used)
+if used + n > limit then
+	wait = reset
+end
+full = used > 0 and reset or 0
+
+--- give
+given = math.min(n, used)
+used = used - given
+
+--- save
+if used == 0 then
+	redis.call('DEL', key)
+elseif stored == 0 then
+	redis.call('SET', key, used, 'PX', ttl)
+else
+	redis.call('INCRBY', key, used - stored)
 end

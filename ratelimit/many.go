@@ -93,7 +93,10 @@ func askMany(ctx context.Context, s *shared, requests []Request, indexes []int, 
 		if errs[i] = r.Limiter.mayAsk(part, key); errs[i] != nil {
 			continue
 		}
-		args := append(r.Limiter.numbers[:], strconv.FormatInt(r.N, 10), "1")
+		args := r.Limiter.numbers[:r.Limiter.alg.numbers:r.Limiter.alg.numbers]
+		if r.N != 1 {
+			args = append(args, strconv.FormatInt(r.N, 10), "1")
+		}
 		calls = append(calls, r.Limiter.alg.call.Call([]string{key}, args...))
 		asked = append(asked, i)
 		parts = append(parts, part)
@@ -190,7 +193,7 @@ func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string,
 	defer cancel()
 	var args []string
 	for _, r := range requests {
-		args = append(append(append(args, r.Limiter.alg.letter), r.Limiter.numbers[:]...), strconv.FormatInt(r.N, 10))
+		args = append(append(append(args, r.Limiter.alg.name), r.Limiter.numbers[:]...), strconv.FormatInt(r.N, 10))
 	}
 	result := script.Do(bounded, l.client, allScript.Call(keys, args...))
 	l.note(ctx, part, result.Error())

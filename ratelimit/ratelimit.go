@@ -206,7 +206,7 @@ func (l *Limiter) derive(limit Limit) *Limiter {
 	for i, n := range []int64{d.most, second, third} {
 		d.numbers[i] = strconv.FormatInt(n, 10)
 	}
-	d.prefix = l.opts.Prefix + ":" + l.alg.letter + strconv.FormatInt(limit.Window.Milliseconds(), 10) + ":"
+	d.prefix = l.opts.Prefix + ":" + l.alg.name[:1] + strconv.FormatInt(limit.Window.Milliseconds(), 10) + ":"
 	return d
 }
 

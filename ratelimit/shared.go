@@ -66,6 +66,7 @@ const tableParts = 64
 type tablePart[V any] struct {
 	sync.RWMutex
 	entries map[subject]V
+	size    atomic.Int32 // of entries; kept up by denyCache alone, which reads it without the lock
 }
 
 func newTable[V any]() table[V] { return table[V]{seed: maphash.MakeSeed()} }

@@ -3,6 +3,7 @@ package ratelimit
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,8 +21,8 @@ const giveBack = -1
 
 // reply is what call.lua says of each run.
 type reply struct {
-	values         []rueidis.RedisMessage // four per run
-	sent, received time.Duration          // since epoch
+	values []rueidis.RedisMessage // four per run
+	sent   time.Duration          // since epoch
 }
 
 const valuesPerRun = 4
@@ -52,7 +53,7 @@ func newReply(result rueidis.RedisResult, runs int, sent time.Duration) (reply, 
 			return reply{}, errReply
 		}
 	}
-	return reply{values: values, sent: sent, received: sinceEpoch()}, nil
+	return reply{values, sent}, nil
 }
 
 // resultOf returns the result of the index-th call of a run.
@@ -83,17 +84,15 @@ func (l *Limiter) trip(ctx context.Context, key string, runs []run, began time.D
 	}
 	defer cancel()
 	var few [5]string // a variable, so that the usual call needs no allocation
-	args := append(few[:0], l.numbers[:]...)
-	for _, r := range runs {
-		args = append(args, strconv.FormatInt(r.n, 10), strconv.FormatInt(r.count, 10))
-	}
-	replies := len(runs)
-	if runs[0].count == giveBack {
-		replies = 0
+	args := append(few[:0], l.numbers[:l.alg.numbers]...)
+	if len(runs) != 1 || runs[0] != (run{1, 1}) {
+		for _, r := range runs {
+			args = append(args, strconv.FormatInt(r.n, 10), strconv.FormatInt(r.count, 10))
+		}
 	}
 	result := script.Do(bounded, l.client, l.alg.call.Call([]string{key}, args...))
 	l.note(ctx, part, result.Error())
-	return newReply(result, replies, now)
+	return newReply(result, len(runs), now)
 }
 
 // bound returns a context for what begins now and ends with ctx, or a Timeout after began.
@@ -122,7 +121,7 @@ func (l *Limiter) mayAsk(part int, key string) error {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), l.opts.Timeout)
 			defer cancel()
-			args := append(l.numbers[:], "1", "0")
+			args := append(slices.Clone(l.numbers[:l.alg.numbers]), "1", "0")
 			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, args...)).Error())
 		}()
 	}

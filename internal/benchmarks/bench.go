@@ -53,6 +53,7 @@ type bench struct {
 	admin  rueidis.Client
 	prefix string
 	closes []func()
+	notes  []string // ratios of what is no speed, printed last
 	failed error // of setting up
 }
 

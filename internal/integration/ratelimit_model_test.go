@@ -21,8 +21,39 @@ import (
 	"github.com/redispatterns/redispatterns/ratelimit"
 )
 
-// serverClock is a hook that makes scripts take the time from here instead of from TIME, in microseconds. It learns
-// their sources from the client, by not knowing them at first.
+// clockSource goes before a script, and makes the last of its arguments the server's time, in microseconds. Keys expire by
+// that time as they do in Redis: when more milliseconds than their TTL have passed.
+const clockSource = `
+local faked = tonumber(table.remove(ARGV))
+local real, ms = redis, math.floor(faked / 1000)
+local redis = {call = function(command, key, ...)
+	if command == 'TIME' then
+		return {math.floor(faked / 1000000), faked % 1000000}
+	end
+	local clock = key .. ':expires'
+	local expires = tonumber(real.call('GET', clock) or nil)
+	if expires and ms > expires then
+		real.call('DEL', key, clock)
+		expires = nil
+	end
+	local a, b, c = ...
+	if command == 'PTTL' then
+		return expires and expires - ms or -1
+	elseif command == 'DEL' then
+		return real.call('DEL', key, clock)
+	elseif command == 'SET' then
+		if b ~= 'PX' or c < 1 or c % 1 ~= 0 then
+			error('SET without a TTL')
+		end
+		real.call('SET', clock, string.format('%.0f', ms + c), 'EX', 3600)
+		return real.call('SET', key, a, 'EX', 3600)
+	end
+	return real.call(command, key, ...)
+end}
+`
+
+// serverClock is a hook that makes scripts take the time from here. It learns their sources from the client, by not
+// knowing them at first.
 type serverClock struct {
 	rueidishook.Hook
 	now     int64
@@ -42,14 +73,7 @@ func (c *serverClock) Do(client rueidis.Client, ctx context.Context, cmd rueidis
 	words := cmd.Commands()
 	switch words[0] {
 	case "EVAL":
-		// Keys live a minute longer than they need to, as their TTL is of the true clock.
-		const asked, expires = "redis.call('TIME')", "math.ceil(ttl / 1000) + 1)"
-		if strings.Count(words[1], asked) != 1 || strings.Count(words[1], expires) != 1 {
-			panic("a script does not ask for the time, or write, in one place")
-		}
-		source := "local faked = tonumber(table.remove(ARGV))\n" + strings.NewReplacer(
-			asked, "{math.floor(faked / 1000000), faked % 1000000}", expires, "math.ceil(ttl / 1000) + 60001)",
-		).Replace(words[1])
+		source := clockSource + words[1]
 		sum := sha1.Sum([]byte(words[1]))
 		c.sources.Store(hex.EncodeToString(sum[:]), rueidis.NewLuaScript(source))
 		words[1] = hex.EncodeToString(sum[:])
@@ -77,36 +101,35 @@ type model interface {
 
 func span(micros int64) time.Duration { return time.Duration(micros) * time.Microsecond }
 
-type fixedModel struct{ rate, window, begins, used int64 }
+// fixedModel counts in milliseconds, as Redis' TTLs do.
+type fixedModel struct{ rate, window, ends, used int64 }
 
-func (m *fixedModel) roll(now int64) {
-	if now >= m.begins+m.window {
-		m.begins, m.used = now, 0
+func (m *fixedModel) roll(now int64) time.Duration {
+	ms := now / 1000
+	if m.used == 0 || ms >= m.ends {
+		m.ends, m.used = ms+m.window/1000+1, 0
 	}
+	return time.Duration(m.ends-ms) * time.Millisecond
 }
 
 func (m *fixedModel) take(now, n int64) ratelimit.Result {
-	m.roll(now)
+	reset := m.roll(now)
 	r := ratelimit.Result{Limit: m.rate, Allowed: m.used+n <= m.rate}
 	if r.Allowed {
 		m.used += n
 	} else {
-		r.RetryAfter = span(m.begins + m.window - now)
+		r.RetryAfter = reset
 	}
 	r.Remaining = m.rate - m.used
 	if m.used > 0 {
-		r.ResetAfter = span(m.begins + m.window - now)
-	} else {
-		m.begins = now - m.window // nothing was written: the next call begins one
+		r.ResetAfter = reset
 	}
 	return r
 }
 
 func (m *fixedModel) give(now, n int64) {
 	m.roll(now)
-	if m.used = max(0, m.used-n); m.used == 0 {
-		m.begins = now - m.window
-	}
+	m.used = max(0, m.used-n)
 }
 
 type event struct{ at, n int64 }
@@ -233,6 +256,7 @@ type subjectUnderTest struct {
 	model   model
 	window  time.Duration
 	most    int64
+	grain   time.Duration // of RetryAfter
 }
 
 // schedules is how many random histories each algorithm is held against its model for.
@@ -278,11 +302,11 @@ func (s *subjectUnderTest) follow(t *testing.T, rnd *rand.Rand, key string, call
 			check(s.clock.now, n, got)
 		}
 		if !got.Allowed && rnd.IntN(2) == 0 {
-			s.clock.advance(got.RetryAfter - time.Microsecond)
+			s.clock.advance(got.RetryAfter - s.grain)
 			early, err := s.limiter.AllowN(ctx, key, n)
 			require.NoError(t, err)
-			require.False(t, early.Allowed, "a microsecond before RetryAfter")
-			s.clock.advance(time.Microsecond)
+			require.False(t, early.Allowed, "just before RetryAfter")
+			s.clock.advance(s.grain)
 			trace = append(trace, fmt.Sprintf("%d again", s.clock.now))
 			want := s.model.take(s.clock.now, n)
 			require.True(t, want.Allowed)
@@ -332,7 +356,7 @@ func TestRateLimit_FixedWindowIsItsModel(t *testing.T) {
 		l, err := ratelimit.NewFixedWindow(hooked, limit, modelOptions(prefix))
 		require.NoError(t, err)
 		w := limit.Window.Microseconds()
-		s := subjectUnderTest{l, clock, &fixedModel{limit.Rate, w, clock.now - w, 0}, limit.Window, limit.Rate}
+		s := subjectUnderTest{l, clock, &fixedModel{rate: limit.Rate, window: w}, limit.Window, limit.Rate, time.Millisecond}
 		s.follow(t, rnd, strconv.Itoa(i), 10, nil)
 	})
 }
@@ -358,7 +382,7 @@ func TestRateLimit_SlidingWindowNeverExceedsItsRate(t *testing.T) {
 			step = (w + k - 1) / k
 		}
 		m := &slidingModel{rate: limit.Rate, window: w, step: step}
-		s := subjectUnderTest{l, clock, m, limit.Window, limit.Rate}
+		s := subjectUnderTest{l, clock, m, limit.Window, limit.Rate, time.Microsecond}
 		s.follow(t, rnd, strconv.Itoa(i), 12, func(now, n int64, r ratelimit.Result) {
 			if r.Allowed {
 				require.LessOrEqual(t, m.inWindow(now-w, now), limit.Rate)
@@ -393,7 +417,7 @@ func TestRateLimit_TokenBucketIsExact(t *testing.T) {
 		burst := l.Limit().Burst
 		full := time.Duration(float64(burst) / float64(limit.Rate) * float64(limit.Window))
 		m := &bucketModel{limit.Rate, limit.Window.Microseconds(), burst, ratOf(burst, 1), clock.now}
-		s := subjectUnderTest{l, clock, m, full, burst}
+		s := subjectUnderTest{l, clock, m, full, burst, time.Microsecond}
 		s.follow(t, rnd, strconv.Itoa(i), 12, nil)
 	})
 }

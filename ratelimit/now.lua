@@ -1,10 +1,8 @@
--- What all scripts begin with: the server's time, and struct.
+-- The server's time in microseconds, whole and below 2^53 and so exact, and Redis' library to pack numbers.
 local t = redis.call('TIME')
-local now = t[1] * 1000000 + t[2] -- microseconds; whole numbers below 2^53 are exact
-
--- Redis and Valkey have struct. Test servers like miniredis do not: this much of it will do there.
+local now = t[1] * 1000000 + t[2]
 local struct = rawget(_G, 'struct')
-if not struct then
+if not struct then -- a test server like miniredis: this much of it will do there
 	struct = {
 		pack = function(format, ...)
 			local out, numbers, i = '', {...}, 0
