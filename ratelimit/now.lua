@@ -9,7 +9,7 @@ if not struct then -- a test server like miniredis: this much of it will do ther
 			for size in string.gmatch(format, '%d') do
 				i = i + 1
 				local x = numbers[i]
-				for _ = 1, size do
+				for _ = 1, tonumber(size) do
 					out = out .. string.char(x % 256)
 					x = math.floor(x / 256)
 				end

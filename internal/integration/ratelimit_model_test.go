@@ -548,3 +548,28 @@ var allAlgorithms = map[string]constructor{
 	},
 	"bucket": ratelimit.NewTokenBucket,
 }
+
+// spy keeps the scripts that a limiter runs.
+type spy struct {
+	rueidishook.Hook
+	mu    sync.Mutex
+	words [][]string
+}
+
+func (s *spy) on(client rueidis.Client) rueidis.Client { return rueidishook.WithHook(client, s) }
+
+func (s *spy) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	s.mu.Lock()
+	s.words = append(s.words, append([]string{}, cmd.Commands()...))
+	s.mu.Unlock()
+	return client.Do(ctx, cmd)
+}
+
+func (s *spy) evals() (found [][]string) {
+	for _, words := range s.words {
+		if strings.HasPrefix(words[0], "EVAL") {
+			found = append(found, words)
+		}
+	}
+	return found
+}
