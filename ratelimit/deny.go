@@ -57,13 +57,16 @@ func (c *denyCache) remember(s subject, r reply, i int, run run) {
 		return
 	}
 	now := sinceEpoch()
-	d := denial{
+	c.add(s, denial{
 		n:      run.n,
 		left:   left,
 		until:  r.sent + min(micros(wait), c.maxAge),
 		passes: now + micros(wait),
 		resets: now + micros(reset),
-	}
+	})
+}
+
+func (c *denyCache) add(s subject, d denial) {
 	part := c.table.part(s.key)
 	part.Lock()
 	defer part.Unlock()

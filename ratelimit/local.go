@@ -44,13 +44,13 @@ func (t *localLimiters) take(l *Limiter, key string, n int64) Result {
 	if l.alg == &tokenBucket {
 		s.drip(l, float64(most), now)
 		perToken := float64(l.limit.Window) / (float64(l.limit.Rate) * l.opts.LocalShare)
-		if s.tokens < float64(n) {
+		if s.tokens < float64(n)-1e-6 { // which absorbs rounding
 			result.RetryAfter = time.Duration(math.Ceil((float64(n) - s.tokens) * perToken))
 		} else {
 			result.Allowed = true
 			s.tokens -= float64(n)
 		}
-		result.Remaining = int64(s.tokens)
+		result.Remaining = max(0, int64(s.tokens))
 		result.ResetAfter = time.Duration((float64(most) - s.tokens) * perToken)
 		return result
 	}
