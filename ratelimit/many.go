@@ -179,7 +179,9 @@ func AllowAll(ctx context.Context, requests ...Request) (AllResult, error) {
 		}
 	}
 	for i, r := range requests {
-		r.Limiter.tellDecision(ctx, r.N, all.Results[i], sinceEpoch()-began)
+		if all.Results[i].Limit > 0 {
+			r.Limiter.tellDecision(ctx, r.N, all.Results[i], sinceEpoch()-began)
+		}
 	}
 	return all, nil
 }

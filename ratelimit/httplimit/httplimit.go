@@ -115,7 +115,7 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	m.setHeaders(w.Header(), requests, results)
 	var violated []string
 	for i, result := range results {
-		if !result.Allowed {
+		if !result.Allowed && result.Limit > 0 { // else this one was not asked, since another had refused
 			violated = append(violated, m.policies[i].Name)
 		}
 	}
