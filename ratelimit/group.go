@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"context"
+	"runtime"
 	"time"
 )
 
@@ -146,7 +147,7 @@ func (l *Limiter) canLead(ctx context.Context) bool {
 
 // commitAlone makes a round trip for one call.
 func (l *Limiter) commitAlone(ctx context.Context, part *tablePart[*batch], s subject, n int64) (Result, error) {
-	defer l.handOver(part, s, nil)
+	defer handOver(part, s)
 	runs := [1]run{{n, 1}}
 	reply, err := l.trip(detach(ctx), l.key(s.key), runs[:], 0)
 	if err != nil {
@@ -167,8 +168,14 @@ func (l *Limiter) lead(ctx context.Context, part *tablePart[*batch], s subject, 
 	key := l.key(s.key)
 	b.err = ErrUnavailable // should the client panic
 	defer func() {
-		l.handOver(part, s, b)
+		part.Lock()
+		b.isDone = true
+		part.Unlock()
 		close(b.done)
+		if b.calls > 1 {
+			gather(part, s)
+		}
+		handOver(part, s)
 		l.giveBack(ctx, key, b)
 	}()
 	if b.calls > 0 {
@@ -181,13 +188,28 @@ func (l *Limiter) lead(ctx context.Context, part *tablePart[*batch], s subject, 
 	}
 }
 
-// handOver ends a round trip, that of b if it was not for one call alone, and begins the next if calls wait for it.
-func (l *Limiter) handOver(part *tablePart[*batch], s subject, b *batch) {
+// gather lets those who have just been woken run, as long as they make calls for the same subject. Else the first of
+// them would make a trip for itself, and the others wait for it.
+func gather(part *tablePart[*batch], s subject) {
+	for calls := 0; ; {
+		runtime.Gosched()
+		part.RLock()
+		more := 0
+		if next := part.entries[s]; next != nil {
+			more = next.calls
+		}
+		part.RUnlock()
+		if more <= calls {
+			return
+		}
+		calls = more
+	}
+}
+
+// handOver begins the next round trip, if calls wait for it.
+func handOver(part *tablePart[*batch], s subject) {
 	part.Lock()
 	defer part.Unlock()
-	if b != nil {
-		b.isDone = true
-	}
 	if next := part.entries[s]; next != nil {
 		close(next.turn)
 	} else {
