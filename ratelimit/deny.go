@@ -84,15 +84,15 @@ func (c *denyCache) add(s subject, d denial) {
 	part.size.Store(int32(len(part.entries)))
 }
 
-// drop forgets the refusals of a key.
-func (c *denyCache) drop(l *Limiter, key string) {
+// drop forgets the refusals of a key, by all limits: see With.
+func (c *denyCache) drop(key string) {
 	if c.perPart == 0 {
 		return
 	}
 	part := c.table.part(key)
 	part.Lock()
 	defer part.Unlock()
-	for s := range part.entries { // all limits of the key: see With
+	for s := range part.entries {
 		if s.key == key {
 			delete(part.entries, s)
 		}

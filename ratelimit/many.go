@@ -90,7 +90,7 @@ func askMany(ctx context.Context, s *shared, requests []Request, indexes []int, 
 		r := requests[i]
 		key := r.Limiter.key(r.Key)
 		part := r.Limiter.rangeOf(key)
-		if errs[i] = r.Limiter.mayAsk(part, key); errs[i] != nil {
+		if errs[i] = r.Limiter.mayAsk(ctx, part, key); errs[i] != nil {
 			continue
 		}
 		args := r.Limiter.numbers[:r.Limiter.alg.numbers:r.Limiter.alg.numbers]
@@ -188,7 +188,7 @@ func AllowAll(ctx context.Context, requests ...Request) (AllResult, error) {
 
 func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string, now time.Duration) (AllResult, error) {
 	part := l.rangeOf(keys[0])
-	if err := l.mayAsk(part, keys[0]); err != nil {
+	if err := l.mayAsk(ctx, part, keys[0]); err != nil {
 		return AllResult{}, err
 	}
 	bounded, cancel := l.deadlines.Bound(ctx, now)

@@ -361,7 +361,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 		return err
 	}
 	_, err := l.trip(ctx, l.key(key), []run{{min(n, maxUnits), giveBack}}, 0)
-	l.denied.drop(l, key)
+	l.denied.drop(key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: refund: %w", err)
 	}
@@ -375,14 +375,14 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	}
 	name := l.key(key)
 	part := l.rangeOf(name)
-	err := l.mayAsk(part, name)
+	err := l.mayAsk(ctx, part, name)
 	if err == nil {
 		bounded, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 		defer cancel()
 		err = l.client.Do(bounded, l.client.B().Del().Key(name).Build()).Error()
 		l.note(ctx, part, err)
 	}
-	l.denied.drop(l, key)
+	l.denied.drop(key)
 	l.local.drop(l, key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: reset: %w", err)

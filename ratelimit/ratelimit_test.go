@@ -53,17 +53,21 @@ func TestNew_RefusesBadOptions(t *testing.T) {
 func TestLimit_Bounds(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []Limit{
-		{}, PerSecond(-1), PerSecond(maxUnits + 1), PerSecond(math.MaxInt64), PerSecond(math.MinInt64),
+		{},
+		PerSecond(-1), PerSecond(maxUnits + 1), PerSecond(math.MaxInt64), PerSecond(math.MinInt64),
 		Per(1, 0), Per(1, -time.Second), Per(1, time.Millisecond+1), Per(1, maxWindow+time.Millisecond), Per(1, math.MaxInt64),
-		{Rate: 1, Window: time.Second, Burst: -1}, {Rate: 1, Window: time.Second, Burst: maxUnits + 1},
-		{Rate: 1, Window: maxWindow, Burst: 11}, {Rate: 1, Window: maxWindow, Burst: maxUnits},
+		{Rate: 1, Window: time.Second, Burst: -1},
+		{Rate: 1, Window: time.Second, Burst: maxUnits + 1},
+		{Rate: 1, Window: maxWindow, Burst: 11},
+		{Rate: 1, Window: maxWindow, Burst: maxUnits},
 	} {
 		_, err := NewTokenBucket(noServer{}, bad, Options{})
 		require.Error(t, err, "%+v", bad)
 	}
 	for _, good := range []Limit{
 		PerSecond(1), PerMinute(maxUnits), PerHour(7), Per(1, time.Millisecond), Per(1, 30*24*time.Hour), Per(maxUnits, maxWindow),
-		{Rate: 1, Window: maxWindow, Burst: 10}, {Rate: maxUnits, Window: time.Millisecond, Burst: maxUnits},
+		{Rate: 1, Window: maxWindow, Burst: 10},
+		{Rate: maxUnits, Window: time.Millisecond, Burst: maxUnits},
 	} {
 		l, err := NewTokenBucket(noServer{}, good, Options{})
 		require.NoError(t, err, "%+v", good)
@@ -300,7 +304,7 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
 		require.False(t, refused("k", 8))
 		deny("k", 8, time.Minute)
-		c.drop(l, "k")
+		c.drop("k")
 		require.False(t, refused("k", 8))
 		for i := range 5000 {
 			deny(string(rune(i)), 1, time.Minute)

@@ -74,7 +74,7 @@ func (l *Limiter) resultOf(r reply, i int, n, index int64) Result {
 // trip makes one round trip for a key of Redis. began is when the first of those who wait for it called, or 0.
 func (l *Limiter) trip(ctx context.Context, key string, runs []run, began time.Duration) (reply, error) {
 	part := l.rangeOf(key)
-	if err := l.mayAsk(part, key); err != nil {
+	if err := l.mayAsk(ctx, part, key); err != nil {
 		return reply{}, err
 	}
 	now := sinceEpoch()
@@ -112,14 +112,14 @@ func (s *shared) bound(ctx context.Context, now, began time.Duration) (context.C
 
 // mayAsk returns an error if Redis failed a moment ago. Now and then it starts a probe, in a goroutine that ends after
 // a Timeout at the latest.
-func (l *Limiter) mayAsk(part int, key string) error {
+func (l *Limiter) mayAsk(ctx context.Context, part int, key string) error {
 	ok, probe := l.breakers.ranges[part].allow()
 	if ok {
 		return nil
 	}
 	if probe {
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), l.opts.Timeout)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.Timeout)
 			defer cancel()
 			args := append(slices.Clone(l.numbers[:l.alg.numbers]), "1", "0")
 			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, args...)).Error())

@@ -5,7 +5,7 @@
 //	go -C examples run ./quickstart reviews.txt   yours, one per line; the path is relative to examples/
 //	go -C examples run ./quickstart - <file       or from the standard input
 //
-// It prints, in a fraction of a second and with other times:
+// It prints, in about a second and with other times:
 //
 //	cache: 26 reviews and how likely each is positive, by 400 classifiers
 //
@@ -33,14 +33,14 @@
 //	      MISS  acme     0.979  after Invalidate of acme's
 //	      HIT   globex   0.979  not touched
 //
-//	ratelimit: 3 texts per user in any 400ms
+//	ratelimit: 3 texts per user in any 800ms
 //
-//	      PASS  1 left  alice  2
-//	      PASS  0 left  bob    3  each user has a limit
-//	      WAIT  399ms   alice  2  all or nothing: one is left, and stays
-//	      PASS  0 left  alice  1
+//	      PASS  1 left  alice   2
+//	      PASS  0 left  bob     3  each user has a limit
+//	      WAIT  799ms   alice   2  all or nothing: one is left, and stays
+//	      PASS  0 left  alice   1
 //	      PASS  7 left  bob    20  who has paid for ten times as much
-//	      PASS  0 left  alice  2  after that time
+//	      PASS  0 left  alice   2  after that time
 package main
 
 import (

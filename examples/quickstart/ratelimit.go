@@ -12,7 +12,7 @@ import (
 // allowance is how many texts a user may have scored in any allowanceWindow.
 const (
 	allowance       = 3
-	allowanceWindow = 400 * time.Millisecond
+	allowanceWindow = 800 * time.Millisecond
 )
 
 func (t *tour) visitRatelimit(ctx context.Context) error {

@@ -54,7 +54,7 @@ type bench struct {
 	prefix string
 	closes []func()
 	notes  []string // ratios of what is no speed, printed last
-	failed error // of setting up
+	failed error    // of setting up
 }
 
 func newBench(addr string) (*bench, error) {

@@ -85,9 +85,10 @@ func TestHTTPLimit_WithoutRedis(t *testing.T) {
 		m(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 		require.Equal(t, code, w.Code)
 		require.Less(t, time.Since(began), limitTimeout+500*time.Millisecond)
-		if policy == ratelimit.Local {
+		switch policy {
+		case ratelimit.Local:
 			require.Contains(t, w.Header().Get("RateLimit"), ";r=4;")
-		} else if policy == ratelimit.Allow {
+		case ratelimit.Allow:
 			require.Empty(t, w.Header().Get("RateLimit"), "nobody knows what is left")
 		}
 	}

@@ -601,16 +601,12 @@ func TestRateLimit_DenyCacheSavesTripsAndNeverLies(t *testing.T) {
 
 func TestRateLimit_Wait(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t)
-	client := server.Client(t)
-	ctx := t.Context()
-	limit := ratelimit.PerSecond(100)
-	limit.Burst = 1
-	for name, l := range map[string]*ratelimit.Limiter{
-		"bucket":  newLimiter(t, ratelimit.NewTokenBucket, client, limit, ratelimit.Options{}),
-		"sliding": newLimiter(t, ratelimit.NewSlidingWindow, client, ratelimit.Per(1, 10*time.Millisecond), ratelimit.Options{}),
-	} {
+	for name, construct := range allAlgorithms {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			ctx := t.Context()
+			l := newLimiter(t, construct, server.Client(t), ratelimit.Per(1, 10*time.Millisecond), ratelimit.Options{})
 			require.ErrorIs(t, l.WaitN(ctx, "k", 2), ratelimit.ErrExceedsLimit)
 			began := time.Now()
 			const callers = 40
