@@ -176,7 +176,7 @@ func (l *Limiter) lead(ctx context.Context, part *tablePart[*batch], s subject, 
 			gather(part, s)
 		}
 		handOver(part, s)
-		l.giveBack(ctx, key, b)
+		l.giveBack(ctx, s.key, key, b)
 	}()
 	if b.calls > 0 {
 		b.reply, b.err = l.trip(ctx, key, b.runs, b.began)
@@ -188,10 +188,14 @@ func (l *Limiter) lead(ctx context.Context, part *tablePart[*batch], s subject, 
 	}
 }
 
+// gatherRounds bounds how often a goroutine steps back for those it has woken.
+const gatherRounds = 8
+
 // gather lets those who have just been woken run, as long as they make calls for the same subject. Else the first of
 // them would make a trip for itself, and the others wait for it.
 func gather(part *tablePart[*batch], s subject) {
-	for calls := 0; ; {
+	calls := 0
+	for range gatherRounds {
 		runtime.Gosched()
 		part.RLock()
 		more := 0
@@ -218,7 +222,7 @@ func handOver(part *tablePart[*batch], s subject) {
 }
 
 // giveBack returns what was taken for callers that had gone by then.
-func (l *Limiter) giveBack(ctx context.Context, key string, b *batch) {
+func (l *Limiter) giveBack(ctx context.Context, id, key string, b *batch) {
 	var n int64
 	for _, p := range b.abandoned {
 		if r, err := b.result(l, p); err == nil && r.Allowed {
@@ -227,5 +231,6 @@ func (l *Limiter) giveBack(ctx context.Context, key string, b *batch) {
 	}
 	if n > 0 {
 		_, _ = l.trip(ctx, key, []run{{n, giveBack}}, 0) // if it fails it is as if the answer had been lost
+		l.denied.drop(id)
 	}
 }

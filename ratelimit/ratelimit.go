@@ -118,16 +118,17 @@ type Limiter struct {
 // refill is rate / period tokens per microsecond, in lowest terms.
 type refill struct{ rate, period uint64 }
 
-// NewFixedWindow returns a limiter that admits Rate units in each window. A key's window begins with its first call
-// and lasts for Window; then the next call begins another. So up to twice Rate may pass in a short time, at the end of
-// one window and the beginning of the next. It is the cheapest, at 13 bytes per key.
+// NewFixedWindow returns a limiter that admits Rate units in each window. A key's window begins with its first call and
+// lasts for Window, or up to 1ms longer, since keys of Redis expire in whole milliseconds; then the next call begins
+// another. So up to twice Rate may pass in a short time, at the end of one window and the beginning of the next. It is
+// the cheapest: a counter with a TTL.
 func NewFixedWindow(client rueidis.Client, limit Limit, opts Options) (*Limiter, error) {
 	return newLimiter(client, &fixedWindow, limit, opts)
 }
 
 // NewSlidingWindow returns a limiter that admits Rate units in any period as long as Window, whenever it begins. It is
-// what people think of when they hear of a rate limit. See Options.Resolution for what it stores: 870 bytes per key at
-// most, unless told otherwise.
+// what people think of when they hear of a rate limit. It stores 877 bytes per key at most, whatever the Rate, unless
+// Options.Resolution says otherwise.
 func NewSlidingWindow(client rueidis.Client, limit Limit, opts Options) (*Limiter, error) {
 	if opts.Approximate {
 		return newLimiter(client, &approximateWindow, limit, opts)
@@ -328,8 +329,8 @@ func (l *Limiter) decideLocally(key string, n int64) (Result, bool) {
 	return l.denied.look(l, key, n)
 }
 
-// Peek returns what Allow would, and takes nothing. It always asks Redis, once, and writes nothing there. OnFailure
-// does not apply: a failure is an error.
+// Peek returns what Allow would, and takes nothing. It always asks Redis, once, and writes nothing there, except that a
+// fixed window that has lost its TTL gets one. OnFailure does not apply: a failure is an error.
 func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 	if l.err != nil {
 		return Result{}, l.err

@@ -133,7 +133,7 @@ func (s *shared) note(ctx context.Context, part int, err error) {
 	switch {
 	case err == nil:
 		s.breakers.succeeded(part)
-	case ctx.Err() != nil && errors.Is(err, ctx.Err()) && ctx.Done() != nil:
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 	case isUnavailable(err):
 		s.breakers.failed(part)
 	}

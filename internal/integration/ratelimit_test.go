@@ -269,54 +269,48 @@ func TestRateLimit_MixedCostsInOneBatch(t *testing.T) {
 
 func TestRateLimit_RefusedCallsAndPeekWriteNothing(t *testing.T) {
 	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
 	for name, construct := range allAlgorithms {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := redistest.Start(t)
-			client := server.Client(t)
-			prefix := redistest.Prefix(t)
-			l := newLimiter(t, construct, client, ratelimit.PerHour(10), ratelimit.Options{Prefix: prefix, DenyCacheSize: -1})
-			require.True(t, allowN(t, l, "k", 8).Allowed)
-			peek(t, l, "k")
-			key := limitKey(prefix, name, time.Hour, "k")
-			dump := func() string {
-				s, err := do(t, client, key, "DUMP").ToString()
-				require.NoError(t, err)
-				at, err := do(t, client, key, "PEXPIRETIME").AsInt64()
-				require.NoError(t, err)
-				return fmt.Sprintf("%q %d", s, at)
+		prefix := redistest.Prefix(t)
+		l := newLimiter(t, construct, client, ratelimit.PerHour(10), ratelimit.Options{Prefix: prefix, DenyCacheSize: -1})
+		require.True(t, allowN(t, l, "k", 8).Allowed)
+		peek(t, l, "k")
+		key := limitKey(prefix, name, time.Hour, "k")
+		dump := func() string {
+			s, err := do(t, client, key, "DUMP").ToString()
+			require.NoError(t, err)
+			at, err := do(t, client, key, "PEXPIRETIME").AsInt64()
+			require.NoError(t, err)
+			return fmt.Sprintf("%q %d", s, at)
+		}
+		before := dump()
+		commands := redistest.Commands(t, server, func() {
+			for range 10 {
+				require.False(t, allowN(t, l, "k", 3).Allowed)
+				require.EqualValues(t, 2, peek(t, l, "k").Remaining)
 			}
-			before := dump()
-			commands := redistest.Commands(t, server, func() {
-				for range 10 {
-					require.False(t, allowN(t, l, "k", 3).Allowed)
-					require.EqualValues(t, 2, peek(t, l, "k").Remaining)
-				}
-				require.Equal(t, ratelimit.Never, allowN(t, l, "k", 11).RetryAfter)
-			})
-			require.EqualValues(t, 20, commands["evalsha"], "one round trip each, and none for what can never pass")
-			for command := range commands {
-				require.Contains(t, []string{"evalsha", "get", "getrange", "pttl", "time"}, command)
-			}
-			require.Equal(t, before, dump())
+			require.Equal(t, ratelimit.Never, allowN(t, l, "k", 11).RetryAfter)
 		})
+		require.EqualValues(t, 20, commands["evalsha"], "one round trip each, and none for what can never pass")
+		for command := range commands {
+			require.Contains(t, []string{"evalsha", "get", "getrange", "pttl", "time"}, command)
+		}
+		require.Equal(t, before, dump())
 	}
 }
 
 func TestRateLimit_AnAdmittedCallTakesFourCommands(t *testing.T) {
 	t.Parallel()
-	for name, construct := range allAlgorithms {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			server := redistest.Start(t)
-			l := newLimiter(t, construct, server.Client(t), ratelimit.PerHour(1000), ratelimit.Options{})
-			allowN(t, l, "k", 1)
-			for _, n := range redistest.Commands(t, server, func() { allowN(t, l, "k", 1) }) {
-				require.EqualValues(t, 1, n)
-			}
-			commands := redistest.Commands(t, server, func() { allowN(t, l, "k", 1) })
-			require.LessOrEqual(t, len(commands), 4, "%v", commands)
-		})
+	server := redistest.Start(t)
+	for _, construct := range allAlgorithms {
+		l := newLimiter(t, construct, server.Client(t), ratelimit.PerHour(1000), ratelimit.Options{})
+		allowN(t, l, "k", 1)
+		for _, n := range redistest.Commands(t, server, func() { allowN(t, l, "k", 1) }) {
+			require.EqualValues(t, 1, n)
+		}
+		commands := redistest.Commands(t, server, func() { allowN(t, l, "k", 1) })
+		require.LessOrEqual(t, len(commands), 4, "%v", commands)
 	}
 }
 
