@@ -5,9 +5,9 @@
 
 --- open
 local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
-local raw = redis.call('GET', key)
+local raw = redis.pcall('GET', key)
 local start, before, units = now, 0, 0
-if raw and #raw == 19 then
+if type(raw) == 'string' and #raw == 19 then
 	local s, b, u = struct.unpack('<I7I6I6', raw)
 	if now < s + window then
 		start, before, units = s, b, u

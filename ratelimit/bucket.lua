@@ -30,8 +30,8 @@ local function muldiv(a, b, c)
 end
 
 local at, tokens, part = now, limit, 0
-local raw = redis.call('GET', key)
-if raw and #raw == 25 then
+local raw = redis.pcall('GET', key)
+if type(raw) == 'string' and #raw == 25 then
 	local parts
 	at, tokens, part, parts = struct.unpack('<I7I6I6I6', raw)
 	if parts ~= period then

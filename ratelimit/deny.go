@@ -51,13 +51,13 @@ func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
 }
 
 // remember takes note of it if a reply says that calls of a run were refused.
-func (c *denyCache) remember(s subject, r reply, i int, run run) {
+func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
 	admitted, left, wait, reset := r.of(i)
 	if c.perPart == 0 || admitted >= run.count {
 		return
 	}
 	now := sinceEpoch()
-	c.add(s, denial{
+	c.add(subject{l, run.key}, denial{
 		n:      run.n,
 		left:   left,
 		until:  r.sent + min(micros(wait), c.maxAge),

@@ -4,7 +4,8 @@
 
 --- open
 local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
-local stored = tonumber(redis.call('GET', key) or 0)
+local raw = redis.pcall('GET', key)
+local stored = type(raw) == 'string' and tonumber(raw) or 0
 local used, ttl = stored, window / 1000
 if stored > 0 then
 	ttl = redis.call('PTTL', key)

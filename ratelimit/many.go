@@ -78,14 +78,21 @@ func (r Request) check() error {
 	return r.Limiter.check(r.N)
 }
 
-// askMany has Redis decide the requests with the given indexes, which are all for the client of s.
+// askMany has Redis decide the requests with the given indexes, which are all for the client of s. Where keys of
+// different slots may be in one script, those of one limiter share some.
 func askMany(ctx context.Context, s *shared, requests []Request, indexes []int, results []Result, errs []error) {
+	type chunk struct {
+		limiter *Limiter
+		runs    []run
+		indexes []int // of the runs' requests
+		part    int
+	}
 	now := sinceEpoch()
 	bounded, cancel := s.deadlines.Bound(ctx, now)
 	defer cancel()
-	calls := make([]script.Call, 0, len(indexes))
-	asked := make([]int, 0, len(indexes))
-	parts := make([]int, 0, len(indexes))
+	var chunks []chunk
+	var calls []script.Call
+	open := make(map[*Limiter]int) // chunks that are not full
 	for _, i := range indexes {
 		r := requests[i]
 		key := r.Limiter.key(r.Key)
@@ -93,28 +100,33 @@ func askMany(ctx context.Context, s *shared, requests []Request, indexes []int, 
 		if errs[i] = r.Limiter.mayAsk(ctx, part, key); errs[i] != nil {
 			continue
 		}
-		args := r.Limiter.numbers[:r.Limiter.alg.numbers:r.Limiter.alg.numbers]
-		if r.N != 1 {
-			args = append(args, strconv.FormatInt(r.N, 10), "1")
+		at, ok := open[r.Limiter]
+		if !ok || s.cluster || len(chunks[at].runs) == maxRuns {
+			at = len(chunks)
+			open[r.Limiter] = at
+			chunks = append(chunks, chunk{limiter: r.Limiter, part: part})
+			calls = append(calls, r.Limiter.alg.call.Call(nil))
 		}
-		calls = append(calls, r.Limiter.alg.call.Call([]string{key}, args...))
-		asked = append(asked, i)
-		parts = append(parts, part)
+		chunks[at].runs = append(chunks[at].runs, run{r.Key, r.N, 1})
+		chunks[at].indexes = append(chunks[at].indexes, i)
+		calls[at].Keys = append(calls[at].Keys, key)
 	}
 	if len(calls) == 0 {
 		return
 	}
-	for j, result := range script.DoMulti(bounded, s.client, calls) {
-		i := asked[j]
-		r := requests[i]
-		r.Limiter.note(ctx, parts[j], result.Error())
-		reply, err := newReply(result, 1, now)
-		if err != nil {
-			errs[i] = err
-			continue
+	for at, c := range chunks {
+		calls[at].Args = c.limiter.appendArgs(nil, c.runs)
+	}
+	for at, result := range script.DoMulti(bounded, s.client, calls) {
+		c := chunks[at]
+		c.limiter.note(ctx, c.part, result.Error())
+		reply, err := newReply(result, len(c.runs), now)
+		for j, i := range c.indexes {
+			if errs[i] = err; err == nil {
+				c.limiter.denied.remember(c.limiter, reply, j, c.runs[j])
+				results[i] = c.limiter.resultOf(reply, j, c.runs[j].n, 0)
+			}
 		}
-		r.Limiter.denied.remember(subject{r.Limiter, r.Key}, reply, 0, run{r.N, 1})
-		results[i] = r.Limiter.resultOf(reply, 0, r.N, 0)
 	}
 }
 
@@ -208,7 +220,7 @@ func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string,
 		all.Results[i] = r.Limiter.resultOf(reply, i, r.N, 0)
 		all.Allowed = all.Allowed && all.Results[i].Allowed
 		all.RetryAfter = max(all.RetryAfter, all.Results[i].RetryAfter)
-		r.Limiter.denied.remember(subject{r.Limiter, r.Key}, reply, i, run{r.N, 1})
+		r.Limiter.denied.remember(r.Limiter, reply, i, run{r.Key, r.N, 1})
 	}
 	return all, nil
 }

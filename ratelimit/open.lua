@@ -1,7 +1,7 @@
 -- An algorithm as a function, for all.lua.
 local function --[[name]](key, base)
-	--[[open]]
 	local k, left, wait, full
+	--[[open]]
 	return function(n, count)
 		k, left, wait, full = 0, 0, 0, 0
 		--[[take]]

@@ -343,7 +343,7 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 }
 
 func (l *Limiter) ask(ctx context.Context, key string, n int64) (Result, error) {
-	reply, err := l.trip(ctx, l.key(key), []run{{n, 0}}, 0)
+	reply, err := l.trip(ctx, []run{{key, n, 0}}, 0)
 	if err != nil {
 		return Result{}, err
 	}
@@ -361,7 +361,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.check(n); err != nil {
 		return err
 	}
-	_, err := l.trip(ctx, l.key(key), []run{{min(n, maxUnits), giveBack}}, 0)
+	_, err := l.trip(ctx, []run{{key, min(n, maxUnits), giveBack}}, 0)
 	l.denied.drop(key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: refund: %w", err)

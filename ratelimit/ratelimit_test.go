@@ -156,39 +156,46 @@ func TestBatch_PlacesAreThoseOfTheCallsThatStay(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, 0))
 		b := &batch{}
 		type call struct {
-			n    int64
+			run  run
 			at   place
 			left bool
 		}
 		var calls []call
-		for range 60 {
+		kinds := 1 + rnd.Int64N(100)
+		for range 300 {
 			if i := rnd.IntN(len(calls) + 1); i < len(calls) && !calls[i].left && rnd.IntN(3) == 0 {
 				require.True(t, b.leave(calls[i].at))
 				calls[i].left = true
 				continue
 			}
-			n := 1 + rnd.Int64N(3)
-			calls = append(calls, call{n: n, at: b.join(n)})
+			c := call{run: run{key: string(rune('a' + rnd.Int64N(kinds)%7)), n: 1 + rnd.Int64N(kinds)/7}}
+			var ok bool
+			if c.at, ok = b.join(c.run.key, c.run.n); ok {
+				calls = append(calls, c)
+			} else {
+				require.Len(t, b.runs, maxRuns)
+			}
 		}
-		// Those that stay are numbered in order within their runs, and the runs are in order.
+		// Those that stay are numbered in order within their runs, each of which is for another key or n.
 		next := make([]int64, len(b.runs))
-		stay, lastRun := 0, 0
+		stay := 0
 		for _, c := range calls {
 			if c.left {
 				continue
 			}
 			stay++
 			at := b.now(c.at)
-			require.Equal(t, c.n, b.runs[at.run].n)
-			require.GreaterOrEqual(t, at.run, lastRun)
+			require.Equal(t, c.run, run{b.runs[at.run].key, b.runs[at.run].n, 0})
 			require.Equal(t, next[at.run], at.index)
 			next[at.run]++
-			lastRun = at.run
 		}
 		require.Equal(t, stay, b.calls)
+		different := map[run]bool{}
 		for i, r := range b.runs {
 			require.Equal(t, next[i], r.count)
+			different[run{r.key, r.n, 0}] = true
 		}
+		require.Len(t, different, len(b.runs))
 		b.isSealed = true
 		require.True(t, b.leave(place{}))
 		require.Len(t, b.abandoned, 1)

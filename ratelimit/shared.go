@@ -21,7 +21,7 @@ type shared struct {
 	deadlines *deadline.Shared
 	breakers  breakers
 
-	waiting table[*batch] // of keys with a round trip under way: the calls for the next one, or nil
+	waiting table[*batch] // of lanes with a round trip under way: the calls for the next one, or nil
 	lines   table[*line]  // of keys that callers of Wait wait for
 	denied  denyCache
 	local   localLimiters
@@ -71,8 +71,11 @@ type tablePart[V any] struct {
 
 func newTable[V any]() table[V] { return table[V]{seed: maphash.MakeSeed()} }
 
-func (t *table[V]) part(key string) *tablePart[V] {
-	return &t.parts[maphash.String(t.seed, key)%tableParts]
+func (t *table[V]) part(key string) *tablePart[V] { return t.partOf(key, tableParts) }
+
+// partOf returns one of the first few parts.
+func (t *table[V]) partOf(key string, few uint64) *tablePart[V] {
+	return &t.parts[maphash.String(t.seed, key)%few]
 }
 
 // set puts an entry into a locked part.

@@ -7,10 +7,10 @@
 
 --- open
 local limit, window, step = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3])
-local raw = redis.call('GETRANGE', key, 0, 31)
+local raw = redis.pcall('GETRANGE', key, 0, 31)
 local used, newest, units = 0, 0, 0
 local first, last, isWhole = 20, 0, true -- bytes of raw with the older entries that count; whether they are all there
-if #raw == 19 or #raw == 32 then
+if type(raw) == 'string' and (#raw == 19 or #raw == 32) then
 	used, newest, units = struct.unpack('<I6I7I6', raw)
 	if newest + window <= now then
 		used, units = 0, 0
@@ -24,6 +24,8 @@ if #raw == 19 or #raw == 32 then
 			until first > last or struct.unpack('<I7', raw, first) + window > now
 		end
 	end
+else
+	raw = ''
 end
 local stored, begun = newest, '' -- the newest entry before, and what has become of it
 

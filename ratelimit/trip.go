@@ -13,9 +13,12 @@ import (
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
-// run is count calls of n units each that came one after the other; or, without any, the question whether one would
-// pass; or, with giveBack, n units that are given back.
-type run struct{ n, count int64 }
+// run is count calls for a key of n units each; or, without any, the question whether one would pass; or, with giveBack,
+// n units that are given back.
+type run struct {
+	key      string // the caller's
+	n, count int64
+}
 
 const giveBack = -1
 
@@ -71,10 +74,17 @@ func (l *Limiter) resultOf(r reply, i int, n, index int64) Result {
 	return result
 }
 
-// trip makes one round trip for a key of Redis. began is when the first of those who wait for it called, or 0.
-func (l *Limiter) trip(ctx context.Context, key string, runs []run, began time.Duration) (reply, error) {
-	part := l.rangeOf(key)
-	if err := l.mayAsk(ctx, part, key); err != nil {
+// trip makes one round trip. In a cluster the runs must have the same key. began is when the first of those who wait for
+// it called, or 0.
+func (l *Limiter) trip(ctx context.Context, runs []run, began time.Duration) (reply, error) {
+	var fewKeys [1]string // variables, so that the usual call needs no allocation
+	var fewArgs [5]string
+	keys, args := fewKeys[:0], fewArgs[:0]
+	for _, r := range runs {
+		keys = append(keys, l.key(r.key))
+	}
+	part := l.rangeOf(keys[0])
+	if err := l.mayAsk(ctx, part, keys[0]); err != nil {
 		return reply{}, err
 	}
 	now := sinceEpoch()
@@ -83,16 +93,20 @@ func (l *Limiter) trip(ctx context.Context, key string, runs []run, began time.D
 		return reply{}, err
 	}
 	defer cancel()
-	var few [5]string // a variable, so that the usual call needs no allocation
-	args := append(few[:0], l.numbers[:l.alg.numbers]...)
-	if len(runs) != 1 || runs[0] != (run{1, 1}) {
+	result := script.Do(bounded, l.client, l.alg.call.Call(keys, l.appendArgs(args, runs)...))
+	l.note(ctx, part, result.Error())
+	return newReply(result, len(runs), now)
+}
+
+// appendArgs appends the arguments of call.lua.
+func (l *Limiter) appendArgs(args []string, runs []run) []string {
+	args = append(args, l.numbers[:l.alg.numbers]...)
+	if slices.ContainsFunc(runs, func(r run) bool { return r.n != 1 || r.count != 1 }) {
 		for _, r := range runs {
 			args = append(args, strconv.FormatInt(r.n, 10), strconv.FormatInt(r.count, 10))
 		}
 	}
-	result := script.Do(bounded, l.client, l.alg.call.Call([]string{key}, args...))
-	l.note(ctx, part, result.Error())
-	return newReply(result, len(runs), now)
+	return args
 }
 
 // bound returns a context for what begins now and ends with ctx, or a Timeout after began.
@@ -121,8 +135,8 @@ func (l *Limiter) mayAsk(ctx context.Context, part int, key string) error {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.Timeout)
 			defer cancel()
-			args := append(slices.Clone(l.numbers[:l.alg.numbers]), "1", "0")
-			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, args...)).Error())
+			question := l.appendArgs(nil, []run{{n: 1}})
+			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, question...)).Error())
 		}()
 	}
 	return ErrUnavailable
