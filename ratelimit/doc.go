@@ -18,10 +18,11 @@
 // RetryAfter is exact: if nobody else comes first, the same call passes then, and not before, but by fractions
 // of the time it takes to tell. For fixed windows it is in whole milliseconds, else in microseconds.
 //
-// One round trip per decision, however many calls it decides: those for the same key and limit that come while one is
-// under way share the next, and are decided in the order in which they came. There is no timer and no delay. One
-// caller's context does not end the others' calls; what was taken for a caller that had left is given back. A key that
-// was refused is not asked for again for a moment: see Options.DenyCacheSize.
+// One round trip per decision, however many calls it decides: those of a limiter that come while some are under way
+// share the next, each decided as if it had come alone. A call waits for one that is under way at most, by no timer, and
+// not at all if there is none. One caller's context does not end the others' calls; what was taken for a caller that had
+// left is given back. A key that was refused is not asked for again for a moment: see Options.DenyCacheSize. In a
+// cluster only calls for the same key share round trips.
 //
 // It starts no goroutine of its own accord but these, which end within two Timeouts: to make a trip for callers whose
 // deadline is sooner than Timeout or who have left, and to see whether Redis is back.

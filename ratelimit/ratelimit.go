@@ -127,7 +127,7 @@ func NewFixedWindow(client rueidis.Client, limit Limit, opts Options) (*Limiter,
 }
 
 // NewSlidingWindow returns a limiter that admits Rate units in any period as long as Window, whenever it begins. It is
-// what people think of when they hear of a rate limit. It stores 877 bytes per key at most, whatever the Rate, unless
+// what people think of when they hear of a rate limit. It stores 878 bytes per key at most, whatever the Rate, unless
 // Options.Resolution says otherwise.
 func NewSlidingWindow(client rueidis.Client, limit Limit, opts Options) (*Limiter, error) {
 	if opts.Approximate {
@@ -277,8 +277,7 @@ func (l *Limiter) Allow(ctx context.Context, key string) (Result, error) {
 
 // AllowN asks whether n units may be used with key now, and takes them if so: all or none. A call that is refused takes
 // nothing and writes nothing. It makes one round trip to Redis; none if n is more than the limit, or if DenyCache
-// knows. Calls for the same key and limit that come while one is under way share the next round trip, as if they had
-// come one after the other.
+// knows. Calls of a limiter that come while others are under way may share the next round trip.
 //
 // The error is nil if there is a decision, whatever it is. Without one, for Redis failed, it depends on OnFailure. If
 // ctx ends first the error matches ctx's and nothing is taken, unless Redis' answer is lost too. n less than 1 is an

@@ -1,20 +1,20 @@
 -- A window that ends now, at each instant, and admits limit units.
--- Numbers: limit, window, step (microseconds). Stored: all units (6 bytes); the newest entry: its time (7) and its units
--- (6); then the other entries, oldest first. Times are rounded up to the next multiple of step, so that there are at
+-- Numbers: limit, window, step (microseconds). Stored: 1, for this format (1 byte); all units (6); the newest entry: its
+-- time (7) and its units (6); then the other entries, oldest first. Times are rounded up to the next multiple of step, so that there are at
 -- most window/step + 2 entries, and units are counted for longer than the window, never for less.
 -- Invariant: the units of all entries younger than window add up to limit at most.
--- What most calls need is at the beginning: all but the first in a step read 32 bytes and write 19.
+-- What most calls need is at the beginning: all but the first in a step read 33 bytes and write 20.
 
 --- open
 local limit, window, step = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3])
-local raw = redis.pcall('GETRANGE', key, 0, 31)
+local raw = redis.pcall('GETRANGE', key, 0, 32)
 local used, newest, units = 0, 0, 0
-local first, last, isWhole = 20, 0, true -- bytes of raw with the older entries that count; whether they are all there
-if type(raw) == 'string' and (#raw == 19 or #raw == 32) then
-	used, newest, units = struct.unpack('<I6I7I6', raw)
+local first, last, isWhole = 21, 0, true -- bytes of raw with the older entries that count; whether they are all there
+if type(raw) == 'string' and (#raw == 20 or #raw == 33) and string.byte(raw) == 1 then
+	used, newest, units = struct.unpack('<I6I7I6', raw, 2)
 	if newest + window <= now then
 		used, units = 0, 0
-	elseif #raw == 32 then
+	elseif #raw == 33 then
 		isWhole = false
 		if struct.unpack('<I7', raw, first) + window <= now then
 			raw, isWhole = redis.call('GET', key), true
@@ -83,7 +83,7 @@ units = math.max(0, units - n)
 full = used > 0 and newest + window - now or 0
 
 --- save
-local head = struct.pack('<I6I7I6', used, newest, units)
+local head = struct.pack('<I1I6I7I6', 1, used, newest, units)
 if full == 0 then
 	redis.call('DEL', key)
 elseif newest == stored and not isWhole then -- the TTL is right as it is

@@ -193,7 +193,7 @@ redis.call('SET', KEYS[1], ARGV[5], 'PX', ARGV[2]) return {1, 2, 3, 4}`)
 				return err == nil && r.Allowed > 0, err
 			})},
 		}},
-		benchCase{name: "ratelimit/batch_100", goroutines: 8, contestants: []contestant{
+		benchCase{name: "ratelimit/batch_100", goroutines: 1, contestants: []contestant{
 			{"allow-many", func(ctx context.Context, w, n int) error {
 				requests := make([]ratelimit.Request, batchKeys)
 				for j := range requests {

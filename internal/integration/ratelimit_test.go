@@ -489,6 +489,79 @@ func TestRateLimit_CallsForOneKeyShareTrips(t *testing.T) {
 	require.EqualValues(t, 500-callers-1, peek(t, l, "k").Remaining)
 }
 
+// TestRateLimit_CallsForManyKeysShareTrips has many callers, of more keys than fit into one script, at the same time.
+func TestRateLimit_CallsForManyKeysShareTrips(t *testing.T) {
+	t.Parallel()
+	for name, construct := range allAlgorithms {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			proxy := redistest.NewProxy(t, server.Addr())
+			l := newLimiter(t, construct, server.Client(t, proxy.Through, redistest.OneConnection), ratelimit.PerHour(20), ratelimit.Options{DenyCacheSize: -1})
+			allowN(t, l, "first", 1)
+			proxy.Latency(t, 20*time.Millisecond)
+			const keys, callers = 300, 1500
+			admitted := make([]atomic.Int64, keys)
+			commands := redistest.Commands(t, server, func() {
+				var wg sync.WaitGroup
+				for w := range callers {
+					wg.Go(func() {
+						n := int64(1 + w/keys%3*5) // 1, 6, 11, 1, 6: 25 of 20
+						r, err := l.AllowN(t.Context(), strconv.Itoa(w%keys), n)
+						if err != nil {
+							t.Error(err)
+						}
+						if r.Allowed {
+							admitted[w%keys].Add(n)
+						}
+					})
+				}
+				wg.Wait()
+			})
+			t.Logf("%d calls in %d scripts", callers, commands["evalsha"])
+			require.Less(t, commands["evalsha"], int64(callers))
+			proxy.Restore(t)
+			for k := range keys {
+				require.Equal(t, 20-admitted[k].Load(), peek(t, l, strconv.Itoa(k)).Remaining)
+				require.GreaterOrEqual(t, admitted[k].Load(), int64(14))
+			}
+		})
+	}
+}
+
+// TestRateLimit_WhatIsForeignIsReplaced also has callers of other keys share trips with those of foreign ones.
+func TestRateLimit_WhatIsForeignIsReplaced(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	for name, construct := range allAlgorithms {
+		prefix := redistest.Prefix(t)
+		l := newLimiter(t, construct, client, ratelimit.PerHour(10), ratelimit.Options{Prefix: prefix})
+		foreign := [][]string{{"SET", "x"}, {"SET", ""}, {"RPUSH", "x"}, {"HSET", "a", "b"}, {"SADD", "x"}, {"SET", strings.Repeat("x", 1000)}}
+		for i, words := range foreign {
+			do(t, client, limitKey(prefix, name, time.Hour, strconv.Itoa(i)), append([]string{words[0]}, words[1:]...)...)
+		}
+		for i := range foreign {
+			require.EqualValues(t, 10, peek(t, l, strconv.Itoa(i)).Remaining, "%s %v", name, foreign[i])
+		}
+		var wg sync.WaitGroup
+		for w := range 200 {
+			wg.Go(func() {
+				r, err := l.AllowN(t.Context(), strconv.Itoa(w%10), 3)
+				if err != nil || r.Source == ratelimit.SourceFallback {
+					t.Error(name, r, err)
+				}
+			})
+		}
+		wg.Wait()
+		for k := range 10 {
+			require.EqualValues(t, 1, peek(t, l, strconv.Itoa(k)).Remaining, name)
+			ttl, err := do(t, client, limitKey(prefix, name, time.Hour, strconv.Itoa(k)), "PTTL").AsInt64()
+			require.NoError(t, err)
+			require.Positive(t, ttl)
+		}
+	}
+}
+
 func TestRateLimit_ACallerThatLeavesCancelsNobodyAndTakesNothing(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(context.Context) (context.Context, context.CancelFunc){
