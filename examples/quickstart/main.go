@@ -5,7 +5,7 @@
 //	go -C examples run ./quickstart reviews.txt   yours, one per line; the path is relative to examples/
 //	go -C examples run ./quickstart - <file       or from the standard input
 //
-// It prints, in a fraction of a second and with other times:
+// It prints, in about a second and with other times:
 //
 //	cache: 26 reviews and how likely each is positive, by 400 classifiers
 //
@@ -32,6 +32,15 @@
 //	      HIT   globex   0.979
 //	      MISS  acme     0.979  after Invalidate of acme's
 //	      HIT   globex   0.979  not touched
+//
+//	ratelimit: 3 texts per user in any 800ms
+//
+//	      PASS  1 left  alice   2
+//	      PASS  0 left  bob     3  each user has a limit
+//	      WAIT  799ms   alice   2  all or nothing: one is left, and stays
+//	      PASS  0 left  alice   1
+//	      PASS  7 left  bob    20  who has paid for ten times as much
+//	      PASS  0 left  alice   2  after that time
 package main
 
 import (
@@ -95,6 +104,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		visit func(context.Context) error
 	}{
 		{"cache", t.visitCache},
+		{"ratelimit", t.visitRatelimit},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

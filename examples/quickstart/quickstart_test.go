@@ -102,8 +102,15 @@ func TestRun_PrintsWhatTheCacheDoes(t *testing.T) {
 		out[strings.Index(out, "two tenants"):])
 }
 
+func TestRun_PrintsWhatTheLimiterDoes(t *testing.T) {
+	out, err := tourOf(t, nil)
+	require.NoError(t, err)
+	require.Regexp(t, `(?s)PASS .*alice .*PASS .*bob .*WAIT +\d+ms.*alice .*PASS +0 left +alice.*PASS +7 left +bob.*PASS .*alice .*after that time\n$`,
+		out[strings.Index(out, "ratelimit:"):])
+}
+
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {
-	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times`)
+	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times|WAIT +\d+ms`)
 	first, err := tourOf(t, nil)
 	require.NoError(t, err)
 	second, err := tourOf(t, nil)

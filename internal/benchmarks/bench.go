@@ -53,7 +53,8 @@ type bench struct {
 	admin  rueidis.Client
 	prefix string
 	closes []func()
-	failed error // of setting up
+	notes  []string // ratios of what is no speed, printed last
+	failed error    // of setting up
 }
 
 func newBench(addr string) (*bench, error) {

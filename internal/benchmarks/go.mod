@@ -10,9 +10,11 @@ replace (
 require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/go-redis/cache/v9 v9.0.0
+	github.com/go-redis/redis_rate/v10 v10.0.1
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/redis/rueidis v1.0.79
 	github.com/redis/rueidis/rueidisaside v1.0.78
+	github.com/redis/rueidis/rueidislimiter v1.0.76
 	github.com/redispatterns/redispatterns v0.0.0-00010101000000-000000000000
 	github.com/redispatterns/redispatterns/internal/integration v0.0.0-00010101000000-000000000000
 )

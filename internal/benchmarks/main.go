@@ -54,6 +54,7 @@ type suite struct {
 
 var suites = []suite{
 	{"cache", cacheCases},
+	{"ratelimit", ratelimitCases},
 }
 
 func run(ctx context.Context, p plan) error {
@@ -93,5 +94,8 @@ func run(ctx context.Context, p plan) error {
 		}
 	}
 	report(os.Stdout, rows)
+	for _, note := range b.notes {
+		fmt.Println(note)
+	}
 	return nil
 }

@@ -1,0 +1,101 @@
+package ratelimit
+
+import "time"
+
+// denyCache remembers refusals. Within a part of its table, one more than fits displaces another, it does not matter
+// which: a refusal that was forgotten costs a round trip.
+type denyCache struct {
+	table   table[denial]
+	perPart int // 0 = off
+	maxAge  time.Duration
+}
+
+// denial says that calls of n units or more were refused. Times are since epoch.
+type denial struct {
+	n      int64
+	left   int64
+	until  time.Duration // not later than Redis would admit such a call
+	passes time.Duration // not earlier than that
+	resets time.Duration
+}
+
+func newDenyCache(size int, maxAge time.Duration) denyCache {
+	if size < 0 {
+		size = 0
+	}
+	return denyCache{table: newTable[denial](), perPart: (size + tableParts - 1) / tableParts, maxAge: maxAge}
+}
+
+// look refuses a call that is known to be refused.
+func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
+	if c.perPart == 0 {
+		return Result{}, false
+	}
+	part := c.table.part(key)
+	if part.size.Load() == 0 {
+		return Result{}, false
+	}
+	part.RLock()
+	d, ok := part.entries[subject{l, key}]
+	part.RUnlock()
+	if !ok || n < d.n {
+		return Result{}, false
+	}
+	now := sinceEpoch()
+	if now >= d.until {
+		return Result{}, false
+	}
+	return Result{
+		Limit: l.most, Remaining: d.left, RetryAfter: d.passes - now, ResetAfter: d.resets - now, Source: SourceDenyCache,
+	}, true
+}
+
+// remember takes note of it if a reply says that calls of a run were refused.
+func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
+	admitted, left, wait, reset := r.of(i)
+	if c.perPart == 0 || admitted >= run.count {
+		return
+	}
+	now := sinceEpoch()
+	c.add(subject{l, run.key}, denial{
+		n:      run.n,
+		left:   left,
+		until:  r.sent + min(micros(wait), c.maxAge),
+		passes: now + micros(wait),
+		resets: now + micros(reset),
+	})
+}
+
+func (c *denyCache) add(s subject, d denial) {
+	part := c.table.part(s.key)
+	part.Lock()
+	defer part.Unlock()
+	old, ok := part.entries[s]
+	if ok && old.n < d.n && sinceEpoch() < old.until {
+		return // which says more
+	}
+	if !ok && len(part.entries) >= c.perPart {
+		for other := range part.entries {
+			delete(part.entries, other)
+			break
+		}
+	}
+	part.set(s, d)
+	part.size.Store(int32(len(part.entries)))
+}
+
+// drop forgets the refusals of a key, by all limits: see With.
+func (c *denyCache) drop(key string) {
+	if c.perPart == 0 {
+		return
+	}
+	part := c.table.part(key)
+	part.Lock()
+	defer part.Unlock()
+	for s := range part.entries {
+		if s.key == key {
+			delete(part.entries, s)
+		}
+	}
+	part.size.Store(int32(len(part.entries)))
+}

@@ -1,0 +1,43 @@
+-- A window that begins with the first call in it and admits limit units.
+-- Numbers: limit, window (microseconds). Stored: the units used, an integer; its TTL is the window's.
+-- Invariant: the units are never raised above limit, and a TTL is never changed. A lost one is set anew, at once.
+
+--- open
+local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
+local raw = redis.pcall('GET', key)
+local stored = type(raw) == 'string' and tonumber(raw) or 0
+local used, ttl = stored, window / 1000
+if stored > 0 then
+	ttl = redis.call('PTTL', key)
+	if ttl < 0 then
+		ttl = window / 1000
+		redis.call('PEXPIRE', key, ttl)
+	end
+end
+local reset = (ttl + 1) * 1000 -- Redis deletes a key when a millisecond more than its TTL has passed
+
+--- take
+if used + n * count <= limit then
+	k = count
+else
+	k = math.max(0, math.floor((limit - used) / n))
+end
+used = used + k * n
+left = math.max(0, limit - used)
+if used + n > limit then
+	wait = reset
+end
+full = used > 0 and reset or 0
+
+--- give
+given = math.min(n, used)
+used = used - given
+
+--- save
+if used == 0 then
+	redis.call('DEL', key)
+elseif stored == 0 then
+	redis.call('SET', key, used, 'PX', ttl)
+else
+	redis.call('INCRBY', key, used - stored)
+end
