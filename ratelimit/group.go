@@ -25,7 +25,6 @@ const (
 // reply and err by done.
 type batch struct {
 	runs  []run
-	index map[run]int   // of runs by key and n, if they are many
 	began time.Duration // when the first call joined
 	calls int           // that wait
 	left  []place       // of callers that did not wait, before it was sealed
@@ -45,26 +44,16 @@ type place struct {
 	index int64
 }
 
-// few is how many runs are searched one by one.
-const few = 4
-
 // join adds a call of n units. It reports false if the batch is full. All calls of a batch come at the same time, so
 // any order is theirs: those of the same key and n are put together. The batch must not be sealed.
 func (b *batch) join(key string, n int64) (place, bool) {
-	at, known := b.find(key, n)
-	if !known {
-		if at == maxRuns {
+	at := slices.IndexFunc(b.runs, func(r run) bool { return r.n == n && r.key == key })
+	if at < 0 {
+		if len(b.runs) == maxRuns {
 			return place{}, false
 		}
+		at = len(b.runs)
 		b.runs = append(b.runs, run{key, n, 0})
-		if at == few {
-			b.index = make(map[run]int, maxRuns)
-			for i, r := range b.runs {
-				b.index[run{r.key, r.n, 0}] = i
-			}
-		} else if at > few {
-			b.index[run{key, n, 0}] = at
-		}
 	}
 	b.calls++
 	p := place{at, b.runs[at].count}
@@ -75,22 +64,6 @@ func (b *batch) join(key string, n int64) (place, bool) {
 	}
 	b.runs[at].count++
 	return p, true
-}
-
-// find returns which run is for a key and n, or which would be.
-func (b *batch) find(key string, n int64) (at int, known bool) {
-	if b.index != nil {
-		if at, known = b.index[run{key, n, 0}]; known {
-			return at, true
-		}
-		return len(b.runs), false
-	}
-	for i, r := range b.runs {
-		if r.n == n && r.key == key {
-			return i, true
-		}
-	}
-	return len(b.runs), false
 }
 
 // leave takes a call out, or makes its units be given back if it is too late for that. It reports false if the call is
@@ -170,7 +143,7 @@ func (l *Limiter) commit(ctx context.Context, key string, n int64) (Result, erro
 	b, busy := q.part.entries[q.s]
 	isFirst := b == nil
 	if isFirst {
-		b = &batch{began: sinceEpoch(), turn: make(chan struct{}), done: make(chan struct{})}
+		b = &batch{runs: make([]run, 0, 8), began: sinceEpoch(), turn: make(chan struct{}), done: make(chan struct{})}
 		q.part.set(q.s, b)
 		if !busy {
 			close(b.turn)

@@ -185,7 +185,9 @@ func TestBatch_PlacesAreThoseOfTheCallsThatStay(t *testing.T) {
 			}
 			stay++
 			at := b.now(c.at)
-			require.Equal(t, c.run, run{b.runs[at.run].key, b.runs[at.run].n, 0})
+			got := b.runs[at.run]
+			got.count = 0
+			require.Equal(t, c.run, got)
 			require.Equal(t, next[at.run], at.index)
 			next[at.run]++
 		}

@@ -1,7 +1,7 @@
 -- A window that ends now, at each instant, and admits limit units.
 -- Numbers: limit, window, step (microseconds). Stored: 1, for this format (1 byte); all units (6); the newest entry: its
--- time (7) and its units (6); then the other entries, oldest first. Times are rounded up to the next multiple of step, so that there are at
--- most window/step + 2 entries, and units are counted for longer than the window, never for less.
+-- time (7) and its units (6); then the other entries, oldest first. Times are rounded up to the next multiple of step, so
+-- that there are at most window/step + 2 entries, and units are counted for longer than the window, never for less.
 -- Invariant: the units of all entries younger than window add up to limit at most.
 -- What most calls need is at the beginning: all but the first in a step read 33 bytes and write 20.
 

@@ -80,6 +80,9 @@ func (l *Limiter) trip(ctx context.Context, runs []run, began time.Duration) (re
 	var fewKeys [1]string // variables, so that the usual call needs no allocation
 	var fewArgs [5]string
 	keys, args := fewKeys[:0], fewArgs[:0]
+	if len(runs) > len(fewKeys) {
+		keys = make([]string, 0, len(runs))
+	}
 	for _, r := range runs {
 		keys = append(keys, l.key(r.key))
 	}
