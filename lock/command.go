@@ -1,0 +1,221 @@
+package lock
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/key"
+	"github.com/redispatterns/redispatterns/internal/script"
+)
+
+var (
+	//go:embed common.lua
+	commonSource string
+	//go:embed acquire.lua
+	acquireSource string
+	//go:embed release.lua
+	releaseSource string
+	//go:embed renew.lua
+	renewSource string
+	//go:embed inspect.lua
+	inspectSource string
+	//go:embed break.lua
+	breakSource string
+)
+
+// Not retryable by the client: when to give up is decided here.
+var (
+	acquireScript = script.New(commonSource + acquireSource)
+	releaseScript = script.New(commonSource + releaseSource)
+	renewScript   = script.New(renewSource)
+	inspectScript = script.NewRetryable(commonSource + inspectSource)
+	breakScript   = script.New(commonSource + breakSource)
+)
+
+const (
+	// claimWindow is how long a process that was handed a lock may take to claim it, and so how long one that is dead or
+	// stopped delays the next; unheardWindow the same if the server sees that nobody listens to its inbox.
+	claimWindow   = 600 * time.Millisecond
+	unheardWindow = 300 * time.Millisecond
+	// retain is for how long a lock that was released remembers its last fence and who released it.
+	retain = 5 * time.Second
+	// minAlive is for how long a waiter that does not poll keeps its place in the queue at least.
+	minAlive = time.Second
+	// maxOpTimeout bounds one command.
+	maxOpTimeout = 2 * time.Second
+)
+
+func opTimeout(ttl time.Duration) time.Duration { return min(ttl/2, maxOpTimeout) }
+
+// guard is taken off each lease: what a clock that runs 1 % too slow adds, and what it takes to end a context.
+func guard(ttl time.Duration) time.Duration { return ttl/100 + min(ttl/10, 2*time.Millisecond) }
+
+// lockKeys are the keys of one lock: itself, its queue and its waiters. They are made here alone.
+type lockKeys [3]string
+
+func (l *Locker) keysOf(name string) lockKeys {
+	queue := key.Tagged(l.keys, name, ":q")
+	lock := queue[:len(queue)-len(":q")]
+	return lockKeys{lock, queue, lock + ":w"}
+}
+
+// nameOf is what keysOf made a lock's key of.
+func (l *Locker) nameOf(lockKey string) string {
+	name := strings.TrimSuffix(strings.TrimPrefix(lockKey, l.keys+"{"), "}")
+	return strings.TrimPrefix(name, "%")
+}
+
+// answer is what Redis said to an acquire script.
+type answer struct {
+	token string
+	asked bool          // whether it was to wait
+	sent  time.Duration // when the command was sent, since epoch
+
+	granted bool
+	fence   int64
+	now     int64 // the server's clock, µs
+	others  bool  // whether other processes wait
+
+	left         time.Duration // of the lease of who holds it
+	holder, meta string
+}
+
+func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string) (answer, error) {
+	a := answer{token: token, asked: mode != "", sent: sinceEpoch()}
+	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
+	defer cancel()
+	args := []string{token, l.args.ttl, l.opts.Meta, l.inboxes, mode, l.args.alive, l.args.window, l.args.unheard}
+	var reply rueidis.RedisResult
+	var replicas int64
+	if l.opts.Replicas == 0 {
+		reply = script.Do(ctx, l.client, script.Call{Script: acquireScript, Keys: keys[:], Args: args})
+	} else {
+		// WAIT is for what its own connection wrote. A pipeline with it has a connection of its own.
+		replies := l.client.DoMulti(ctx,
+			l.client.B().Eval().Script(commonSource+acquireSource).Numkeys(3).Key(keys[:]...).Arg(args...).Build(),
+			l.client.B().Wait().Numreplicas(int64(l.opts.Replicas)).Timeout(opTimeout(l.opts.TTL).Milliseconds()/2).Build())
+		reply = replies[0]
+		var err error
+		if replicas, err = replies[1].AsInt64(); err != nil && reply.Error() == nil {
+			return a, err
+		}
+	}
+	values, err := reply.ToArray()
+	if err != nil {
+		return a, err
+	}
+	granted, err := values[0].AsInt64()
+	if err != nil {
+		return a, err
+	}
+	if granted == 0 {
+		var left int64
+		a.now, _ = values[1].AsInt64()
+		left, _ = values[2].AsInt64()
+		a.left = time.Duration(left) * time.Millisecond
+		a.holder, _ = values[3].ToString()
+		a.meta, _ = values[4].ToString()
+		return a, nil
+	}
+	a.granted = true
+	a.fence, _ = values[1].AsInt64()
+	a.now, _ = values[2].AsInt64()
+	others, _ := values[3].AsInt64()
+	a.others = others > 0
+	if replicas < int64(l.opts.Replicas) {
+		return a, ErrUnderReplicated
+	}
+	return a, nil
+}
+
+// What a release script found.
+const (
+	hadNothing = 0
+	released   = 1
+	leftQueue  = 2
+)
+
+func (l *Locker) release(ctx context.Context, keys *lockKeys, token string, used int64) (int64, error) {
+	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	defer cancel()
+	values, err := script.Do(ctx, l.client, script.Call{
+		Script: releaseScript, Keys: keys[:], Args: []string{token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes},
+	}).ToArray()
+	if err != nil {
+		return 0, err
+	}
+	return values[0].AsInt64()
+}
+
+// requeue releases token and queues the next one. If token had nothing to release, the next one is not queued.
+func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used int64, next string) (int64, answer, error) {
+	a := answer{token: next, asked: true, sent: sinceEpoch()}
+	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
+	defer cancel()
+	values, err := script.Do(ctx, l.client, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
+		token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes,
+		next, l.args.ttl, l.opts.Meta, l.args.alive, l.args.window, l.args.unheard,
+	}}).AsIntSlice()
+	if err != nil {
+		return 0, a, err
+	}
+	if len(values) == 1 {
+		return values[0], a, nil
+	}
+	if values[1] == 0 {
+		a.now, a.left = values[2], time.Duration(values[3])*time.Millisecond
+	} else {
+		a.granted, a.fence, a.now, a.others = true, values[2], values[3], values[4] > 0
+	}
+	return values[0], a, nil
+}
+
+func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {
+	keys := l.keysOf(name)
+	values, err := script.Do(ctx, l.client, inspectScript.Call(keys[:])).ToArray()
+	if err != nil {
+		return Info{}, err
+	}
+	holder, err := values[0].ToString()
+	if err != nil {
+		return Info{}, err
+	}
+	var n [3]int64
+	for i := range n {
+		if n[i], err = values[i+1].AsInt64(); err != nil {
+			return Info{}, err
+		}
+	}
+	meta, err := values[4].ToString()
+	return Info{
+		Held: holder != "", Holder: holder, Meta: meta, Fence: n[0], TTL: time.Duration(n[1]) * time.Millisecond, Waiting: int(n[2]),
+	}, err
+}
+
+func (l *Locker) breakLock(ctx context.Context, name string) (bool, error) {
+	keys := l.keysOf(name)
+	return script.Do(ctx, l.client, breakScript.Call(keys[:], l.args.retain, l.inboxes)).AsBool()
+}
+
+// passing reports whether a failure may be over soon: of the network, or of a server that starts, fails over or is busy.
+func passing(err error) bool {
+	if errors.Is(err, rueidis.ErrClosing) {
+		return false
+	}
+	e, ok := rueidis.IsRedisErr(err)
+	if !ok {
+		return !errors.Is(err, ErrUnderReplicated)
+	}
+	for _, code := range []string{"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "UNKILLABLE", "NOREPLICAS", "MOVED", "ASK"} {
+		if strings.HasPrefix(e.Error(), code) {
+			return true
+		}
+	}
+	return false
+}
