@@ -13,7 +13,7 @@ if owner == token then
 end
 if not owner or owner == '' then
 	-- A lock that was released has no queue. One that expired, or was deleted, may have one, and then it is its turn.
-	local to = not owner and grant(last, inboxes, token)
+	local to = not owner and redis.call('EXISTS', QUEUE) == 1 and grant(last, inboxes, token)
 	if not to or to == token then
 		local fence = math.max(now, last + 1)
 		redis.call('SET', LOCK, token .. '|' .. digits(fence) .. '|' .. meta, 'PX', ttl)

@@ -1,10 +1,10 @@
 -- Takes a lock away from whoever has it, tells them, and hands it to the first who waits.
 --
 -- ARGV  1 ms to keep the last fence, 2 inboxes' prefix
--- returns 1 if the lock was held, else 0
+-- returns the token that it had, or ''
 local token, last = read()
-if not token or token == '' then return 0 end
+if not token or token == '' then return '' end
 tell(ARGV[2], token, 'break %s ')
 last = math.max(last, micros()) -- in its process it may have been passed on, under fences up to now
 if not grant(last, ARGV[2]) then free(last, '', ARGV[1]) end
-return 1
+return token

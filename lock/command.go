@@ -29,12 +29,12 @@ var (
 	breakSource string
 )
 
-// Not retryable by the client: when to give up is decided here.
+// Only renewals are repeated by the client, which does so for as long as it may: when to give up the others is decided here.
 var (
 	acquireScript = script.New(commonSource + acquireSource)
 	releaseScript = script.New(commonSource + releaseSource)
-	renewScript   = script.New(renewSource)
-	inspectScript = script.NewRetryable(commonSource + inspectSource)
+	renewScript   = script.NewRetryable(renewSource)
+	inspectScript = script.New(commonSource + inspectSource)
 	breakScript   = script.New(commonSource + breakSource)
 )
 
@@ -88,6 +88,7 @@ type answer struct {
 
 func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string) (answer, error) {
 	a := answer{token: token, asked: mode != "", sent: sinceEpoch()}
+	caller := ctx
 	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
 	args := []string{token, l.args.ttl, l.opts.Meta, l.inboxes, mode, l.args.alive, l.args.window, l.args.unheard}
@@ -107,6 +108,9 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 		}
 	}
 	values, err := reply.ToArray()
+	if errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil {
+		err = ErrSlow
+	}
 	if err != nil {
 		return a, err
 	}
@@ -177,6 +181,8 @@ func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used
 }
 
 func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {
+	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	defer cancel()
 	keys := l.keysOf(name)
 	values, err := script.Do(ctx, l.client, inspectScript.Call(keys[:])).ToArray()
 	if err != nil {
@@ -199,8 +205,24 @@ func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {
 }
 
 func (l *Locker) breakLock(ctx context.Context, name string) (bool, error) {
+	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	defer cancel()
 	keys := l.keysOf(name)
-	return script.Do(ctx, l.client, breakScript.Call(keys[:], l.args.retain, l.inboxes)).AsBool()
+	token, err := script.Do(ctx, l.client, breakScript.Call(keys[:], l.args.retain, l.inboxes)).ToString()
+	if err != nil {
+		return false, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.names[name]; e != nil && e.state == held && e.token == token {
+		l.lose(e, ErrLost, 0)
+	}
+	return token != "", nil
+}
+
+func isFull(err error) bool {
+	e, ok := rueidis.IsRedisErr(err)
+	return ok && strings.HasPrefix(e.Error(), "OOM")
 }
 
 // passing reports whether a failure may be over soon: of the network, or of a server that starts, fails over or is busy.

@@ -128,7 +128,9 @@ const (
 	pollUnheard = 100 * time.Millisecond
 	minPoll     = 5 * time.Millisecond
 	// tryAttempts is how often a TryLock sends its command.
-	tryAttempts = 3
+	tryAttempts = 6
+	// releaseAttempts is how often a release is repeated at once, if it fails: on each connection of a client there may be.
+	releaseAttempts = 6
 	// lateAttempts is how often a lease may be over before its grant is known.
 	lateAttempts = 3
 )
@@ -300,7 +302,7 @@ func (l *Locker) next(e *entry) {
 		token, used := e.token, e.nextFence-1
 		l.released(e)
 		l.spawn(func() {
-			_ = l.tellReleased(l.stop, e, token, used) // it goes on in the background
+			_ = l.tellReleased(l.stop, e, token, used, false) // it goes on in the background
 		})
 		return
 	}
@@ -319,6 +321,7 @@ func (l *Locker) next(e *entry) {
 
 // unlock is Unlock.
 func (l *Locker) unlock(ctx context.Context, t *tenure) error {
+	ctx = context.WithoutCancel(ctx)
 	l.mu.Lock()
 	e := t.e
 	now := sinceEpoch()
@@ -338,7 +341,7 @@ func (l *Locker) unlock(ctx context.Context, t *tenure) error {
 		l.running++
 		l.mu.Unlock()
 		defer l.done()
-		return l.tellReleased(ctx, e, token, used)
+		return l.tellReleased(ctx, e, token, used, false)
 	case e.others && now-e.since >= stint || e.until-now > l.opts.TTL: // an extended lease is not for the next
 		l.released(e)
 		e.token = l.newToken()
@@ -358,30 +361,24 @@ func (l *Locker) released(e *entry) {
 	l.agenda.remove(e)
 }
 
-// alive returns ctx or, if that has ended, a context that has not.
-func alive(ctx context.Context) context.Context {
-	if ctx.Err() != nil {
-		return context.WithoutCancel(ctx)
-	}
-	return ctx
-}
-
-// tellReleased releases a token whose lease was valid a moment ago, and goes on with the entry.
-func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64) error {
-	ctx = alive(ctx)
+// tellReleased releases a token whose lease was valid a moment ago, and goes on with the entry. If the release was tried
+// before, or is repeated, and then finds nothing, the first one did it.
+func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated bool) error {
+	began := sinceEpoch()
 	found, err := l.release(ctx, &e.keys, token, used)
-	repeated := err != nil
-	if repeated && passing(err) && ctx.Err() == nil {
+	for attempt := range releaseAttempts {
+		if err == nil || !passing(err) || sinceEpoch()-began > opTimeout(l.opts.TTL)/2 {
+			break
+		}
+		if attempt > 0 {
+			pause(l.stop, time.Millisecond<<attempt)
+		}
+		repeated = true
 		found, err = l.release(ctx, &e.keys, token, used)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.restart(e)
-	return l.concluded(e, token, used, found, err, repeated)
-}
-
-// concluded is what became of a release. If it was repeated, and the repetition found nothing, the first did it.
-func (l *Locker) concluded(e *entry, token string, used int64, found int64, err error, repeated bool) error {
 	switch {
 	case err != nil:
 		l.giveUp(e.keys, token, used, true, 0)
@@ -390,6 +387,16 @@ func (l *Locker) concluded(e *entry, token string, used int64, found int64, err 
 		return ErrLost // it was broken, or deleted, or Redis lost it
 	}
 	return nil
+}
+
+// pause reports whether it lasted.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // restart asks for the lock anew if there are calls that wait for it, and forgets it otherwise.
@@ -404,22 +411,24 @@ func (l *Locker) restart(e *entry) {
 		return
 	}
 	e.token = l.newToken()
-	e.state, e.failing, e.failed, e.early = calling, 0, 0, nil
+	e.state, e.failing, e.failed, e.now, e.early = calling, 0, 0, 0, nil
 	l.spawn(func() { l.ask(e, 0) })
 }
 
 // tellRequeued releases a token and queues the entry's next one, behind the processes that wait.
 func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used int64) error {
-	ctx = alive(ctx)
 	found, a, err := l.requeue(ctx, &e.keys, token, used, e.token)
+	if err != nil { // of the network, or because the queue does not fit into a full memory
+		l.mu.Lock()
+		l.giveUp(e.keys, a.token, 0, true, 0)
+		l.mu.Unlock()
+		return l.tellReleased(ctx, e, token, used, passing(err))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil || found != released {
+	if found != released {
 		l.restart(e)
-		if err != nil { // such as a full memory, which a queue does not fit into
-			l.giveUp(e.keys, a.token, 0, true, 0)
-		}
-		return l.concluded(e, token, used, found, err, false)
+		return ErrLost
 	}
 	l.answered(e, a, nil)
 	return nil
@@ -428,10 +437,7 @@ func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used 
 // ask asks for the lock in the background, after a delay.
 func (l *Locker) ask(e *entry, delay time.Duration) {
 	if delay > 0 {
-		select {
-		case <-time.After(delay):
-		case <-l.stop.Done():
-		}
+		pause(l.stop, delay)
 	}
 	l.mu.Lock()
 	if e.calls.first == nil || l.closed {
@@ -519,9 +525,10 @@ func (l *Locker) askFailed(e *entry, a answer, err error) {
 	if l.closed {
 		err = ErrClosed
 	}
-	hopeless := l.closed || !passing(err) || now-e.failing > l.opts.TTL || !e.calls.patient() && e.failed >= tryAttempts
+	again := passing(err) || isFull(err) && e.now > 0 // who is in the queue already can still be served
+	hopeless := l.closed || !again || now-e.failing > l.opts.TTL || !e.calls.patient() && e.failed >= tryAttempts
 	if e.calls.first == nil || hopeless {
-		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrUnderReplicated) {
+		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrUnderReplicated) && !errors.Is(err, ErrSlow) {
 			err = fmt.Errorf("lock: acquire: %w", err)
 		}
 		l.failAll(e, err)
@@ -622,15 +629,7 @@ var lateArrivals = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond
 // giveUp releases a token in the background, or takes it out of the queue, whichever it turns out to be in.
 func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool, after time.Duration) {
 	l.spawn(func() {
-		pause := func(d time.Duration) bool {
-			select {
-			case <-time.After(d):
-				return true
-			case <-l.stop.Done():
-				return false
-			}
-		}
-		if after > 0 && !pause(after) {
+		if after > 0 && !pause(l.stop, after) {
 			return
 		}
 		began := sinceEpoch()
@@ -650,7 +649,7 @@ func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool,
 				l.survived(OpRelease, err)
 				l.mu.Unlock()
 			}
-			if !pause(delay) {
+			if !pause(l.stop, delay) {
 				return
 			}
 		}

@@ -15,7 +15,7 @@ import (
 //go:embed fenced.lua
 var fencedSource string
 
-var fencedScript = script.NewRetryable(fencedSource)
+var fencedScript = script.New(fencedSource)
 
 // SetFenced writes value at key unless a holder with a higher fence has written there before: then it returns ErrStale and
 // writes nothing. So a holder that lost its lock and does not know it yet cannot undo what its successor did. Writing

@@ -114,8 +114,9 @@ func (t *tenure) Extend(ctx context.Context, ttl time.Duration) error {
 // was thought to be held; then what was done in the meantime is protected by fences alone. Other errors tell that Redis could
 // not be told: the lock was held until now, the release goes on in the background, and at worst the lock ends with its lease.
 //
-// Unlock is also done if ctx has ended already. It is done once: later calls return what the first did. One round
-// trip, or none if the lock is passed on or lost.
+// Of ctx only the values count: Unlock is also done if it ends, or has ended, and takes 4s, or a TTL if that is less, at
+// the longest. It is done once: later calls return what the first did. One round trip, or none if the lock is passed on
+// or lost.
 func (t *tenure) Unlock(ctx context.Context) error {
 	t.unlocking.Do(func() {
 		t.unlocked = t.l.unlock(ctx, t)

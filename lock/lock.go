@@ -28,8 +28,9 @@ var ErrClosed = errors.New("lock: closed")
 // ErrUnderReplicated means that fewer than Options.Replicas replicas confirmed the acquisition in time. It was given up.
 var ErrUnderReplicated = errors.New("lock: too few replicas confirmed")
 
-// ErrSlow means that replies of Redis took longer than the TTL, so that a lease was over before it was known of.
-var ErrSlow = errors.New("lock: the TTL is shorter than a round trip")
+// ErrSlow means that Redis did not reply within half a TTL, or 2s if that is less: it hangs, is out of reach, or the TTL is
+// too short for the round trip.
+var ErrSlow = errors.New("lock: no reply in time for the TTL")
 
 // ErrStale means that a holder with a higher fence has written already.
 var ErrStale = errors.New("lock: stale fence")

@@ -10,7 +10,7 @@ import (
 )
 
 // maxBatch is how many locks one script renews, so that it keeps a server for well under a millisecond.
-const maxBatch = 100
+const maxBatch = 200
 
 // agenda is a heap of entries, that with the earliest due first.
 type agenda []*entry
@@ -90,8 +90,13 @@ func (l *Locker) tick() {
 	}
 	l.wake = 0
 	now := sinceEpoch()
-	for len(l.agenda) > 0 && l.agenda[0].due <= now {
-		switch e := l.agenda[0]; {
+	soon := now
+	for len(l.agenda) > 0 && l.agenda[0].due <= soon {
+		e := l.agenda[0]
+		if e.due > now && (e.state != held || e.renewing || e.due >= e.end()) {
+			break
+		}
+		switch {
 		case e.state == queued:
 			l.agenda.remove(e)
 			e.state = calling
@@ -101,6 +106,7 @@ func (l *Locker) tick() {
 		case e.state == held && !e.renewing && (e.tenant == nil || e.tenant.handle.Value() != nil):
 			l.renewNow(e)
 			l.plan(e)
+			soon = now + l.opts.TTL/12 // what will be due soon goes into the same batch
 		default: // its user has lost the Lock
 			l.schedule(e, e.end())
 		}

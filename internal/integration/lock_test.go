@@ -40,6 +40,41 @@ func acquire(t *testing.T, l *lock.Locker, name string) *lock.Lock {
 	return lk
 }
 
+// requireFree waits until nobody holds the lock or waits for it.
+func requireFree(t *testing.T, l *lock.Locker, name string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		info, err := l.Inspect(t.Context(), name)
+		return err == nil && !info.Held && info.Waiting == 0
+	}, 5*time.Second, 5*time.Millisecond)
+}
+
+// requireWaiting waits until so many processes wait in Redis.
+func requireWaiting(t *testing.T, l *lock.Locker, name string, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		info, err := l.Inspect(t.Context(), name)
+		return err == nil && info.Waiting == n
+	}, 10*time.Second, time.Millisecond)
+}
+
+// acquisition is what came of a Lock.
+type acquisition struct {
+	*lock.Lock
+	err error
+	at  time.Time
+}
+
+func lockInBackground(t *testing.T, l *lock.Locker, name string) <-chan acquisition {
+	got := make(chan acquisition, 1)
+	ctx := t.Context()
+	go func() {
+		lk, err := l.Lock(ctx, name)
+		got <- acquisition{lk, err, time.Now()}
+	}()
+	return got
+}
+
 func lockKey(prefix, name string) string { return prefix + ":{" + name + "}" }
 
 func TestLock_LocksAndUnlocks(t *testing.T) {
@@ -84,21 +119,12 @@ func TestLock_LocksAndUnlocks(t *testing.T) {
 		cancel()
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 
-		got := make(chan *lock.Lock)
-		go func() {
-			next, err := b.Lock(ctx, "name")
-			if err != nil {
-				t.Error(err)
-			}
-			got <- next
-		}()
-		require.Eventually(t, func() bool {
-			info, err := a.Inspect(ctx, "name")
-			return err == nil && info.Waiting == 1
-		}, 5*time.Second, time.Millisecond)
+		got := lockInBackground(t, b, "name")
+		requireWaiting(t, a, "name", 1)
 		require.NoError(t, lk.Extend(ctx, 20*time.Second))
 		require.NoError(t, lk.Unlock(ctx))
 		next := <-got
+		require.NoError(t, next.err)
 		require.Greater(t, next.Fence(), lk.Fence())
 		require.ErrorIs(t, lk.Err(), lock.ErrReleased)
 		require.ErrorIs(t, lk.Context().Err(), context.Canceled)
@@ -137,20 +163,11 @@ func TestLock_AnyNameIsLegal(t *testing.T) {
 			var heldBy *lock.HeldError
 			require.ErrorAs(t, err, &heldBy, "%q", name)
 			// And it can be waited for: the message names it.
-			got := make(chan *lock.Lock)
-			go func() {
-				next, err := b.Lock(ctx, name)
-				if err != nil {
-					t.Error(err)
-				}
-				got <- next
-			}()
-			require.Eventually(t, func() bool {
-				info, err := a.Inspect(ctx, name)
-				return err == nil && info.Waiting == 1
-			}, 5*time.Second, time.Millisecond)
+			got := lockInBackground(t, b, name)
+			requireWaiting(t, a, name, 1)
 			require.NoError(t, lk.Unlock(ctx))
 			next := <-got
+			require.NoError(t, next.err)
 			require.Greater(t, next.Fence(), lk.Fence(), "%q", name)
 			defer func() { require.NoError(t, next.Unlock(context.Background())) }()
 		}
@@ -214,8 +231,247 @@ func TestLock_ExcludesAndPassesOn(t *testing.T) {
 		for i := range counts {
 			require.Positive(t, counts[i].Load())
 		}
-		info, err := newLocker(t, client, lock.Options{Prefix: prefix}).Inspect(t.Context(), "name")
+		requireFree(t, newLocker(t, client, lock.Options{Prefix: prefix}), "name")
+	})
+}
+
+func TestLock_DoReleasesAndTellsOfLoss(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		l := newLocker(t, client, lock.Options{Prefix: prefix})
+		other := newLocker(t, client, lock.Options{Prefix: prefix})
+		failed := errors.New("failed")
+		require.ErrorIs(t, l.Do(ctx, "name", func(ctx context.Context, fence int64) error {
+			require.Positive(t, fence)
+			require.NoError(t, ctx.Err())
+			return failed
+		}), failed)
+		require.PanicsWithValue(t, "oops", func() {
+			_ = l.Do(ctx, "name", func(context.Context, int64) error { panic("oops") })
+		})
+		requireFree(t, l, "name")
+
+		// fn's ctx ends with its parent,
+		parent, cancel := context.WithCancel(ctx)
+		require.NoError(t, l.Do(parent, "name", func(ctx context.Context, _ int64) error {
+			cancel()
+			<-ctx.Done()
+			require.ErrorIs(t, context.Cause(ctx), context.Canceled)
+			return nil
+		}))
+		requireFree(t, l, "name")
+		// and when the lock is broken: at once if the holder listens, as one does that has waited.
+		lk := acquire(t, other, "name")
+		waiting := make(chan error, 1)
+		inside := make(chan struct{})
+		go func() {
+			waiting <- l.Do(ctx, "name", func(ctx context.Context, _ int64) error {
+				close(inside)
+				<-ctx.Done()
+				return context.Cause(ctx)
+			})
+		}()
+		requireWaiting(t, l, "name", 1)
+		require.NoError(t, lk.Unlock(ctx))
+		<-inside
+		began := time.Now()
+		was, err := other.Break(ctx, "name")
+		require.NoError(t, err)
+		require.True(t, was)
+		require.ErrorIs(t, <-waiting, lock.ErrLost)
+		require.Less(t, time.Since(began), time.Second)
+		was, err = other.Break(ctx, "name")
+		require.NoError(t, err)
+		require.False(t, was)
+	})
+}
+
+func TestLock_BreakHandsOn(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		a := newLocker(t, client, lock.Options{Prefix: prefix})
+		b := newLocker(t, client, lock.Options{Prefix: prefix})
+		lk := acquire(t, a, "name")
+		got := lockInBackground(t, b, "name")
+		requireWaiting(t, a, "name", 1)
+		_, err := b.Break(ctx, "name")
+		require.NoError(t, err)
+		next := <-got
+		require.NoError(t, next.err)
+		require.Greater(t, next.Fence(), lk.Fence())
+		require.ErrorIs(t, lk.Unlock(ctx), lock.ErrLost)
+		require.ErrorIs(t, lk.Unlock(ctx), lock.ErrLost, "again")
+		require.NoError(t, next.Unlock(ctx))
+	})
+}
+
+func TestLock_LivesAsLongAsItIsRenewed(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		const ttl = 600 * time.Millisecond
+		renewed := newLocker(t, client, lock.Options{Prefix: prefix, TTL: ttl})
+		once := newLocker(t, client, lock.Options{Prefix: prefix, TTL: ttl, NoRenewal: true})
+		bounded := newLocker(t, client, lock.Options{Prefix: prefix, TTL: ttl, MaxHold: 2 * ttl})
+		began := time.Now()
+		a, b, c := acquire(t, renewed, "a"), acquire(t, once, "b"), acquire(t, bounded, "c")
+		extended := acquire(t, once, "d")
+		require.NoError(t, extended.Extend(ctx, 4*ttl))
+		<-b.Context().Done()
+		require.ErrorIs(t, context.Cause(b.Context()), lock.ErrLost)
+		require.WithinRange(t, time.Now(), began.Add(ttl*9/10), began.Add(2*ttl))
+		require.ErrorIs(t, b.Err(), lock.ErrLost)
+		require.ErrorIs(t, b.Unlock(ctx), lock.ErrLost)
+		require.ErrorIs(t, b.Extend(ctx, ttl), lock.ErrLost)
+		<-c.Context().Done()
+		require.ErrorIs(t, c.Err(), lock.ErrLost)
+		require.WithinRange(t, time.Now(), began.Add(2*ttl), began.Add(3*ttl))
+		requireFree(t, once, "b")
+		requireFree(t, once, "c")
+		require.NoError(t, extended.Err())
+		require.NoError(t, a.Err())
+		require.NoError(t, a.Context().Err())
+		require.NoError(t, a.Unlock(ctx))
+		require.NoError(t, extended.Unlock(ctx))
+	})
+}
+
+// What waits in the process gets a lease of full length where leases are not renewed.
+func TestLock_WithoutRenewalEachGetsTheTTL(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	l := newLocker(t, client, lock.Options{Prefix: prefix, TTL: time.Second, NoRenewal: true})
+	lk := acquire(t, l, "name")
+	got := lockInBackground(t, l, "name")
+	require.Eventually(t, func() bool { return time.Until(lk.Deadline()) < 500*time.Millisecond }, 5*time.Second, time.Millisecond)
+	require.NoError(t, lk.Unlock(t.Context()))
+	next := <-got
+	require.NoError(t, next.err)
+	require.Greater(t, time.Until(next.Deadline()), 700*time.Millisecond)
+	require.NoError(t, next.Unlock(t.Context()))
+}
+
+func TestLock_Close(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		other := newLocker(t, client, lock.Options{Prefix: prefix})
+		l, err := lock.New(client, lock.Options{Prefix: prefix})
+		require.NoError(t, err)
+		mine, theirs := acquire(t, l, "mine"), acquire(t, other, "theirs")
+		heldContext := mine.Context()
+		remote, local := lockInBackground(t, l, "theirs"), lockInBackground(t, l, "mine")
+		requireWaiting(t, other, "theirs", 1)
+		// The subscription is there.
+		channel := func() string {
+			info, err := other.Inspect(ctx, "mine")
+			require.NoError(t, err)
+			id, _, _ := strings.Cut(info.Holder, ".")
+			return prefix + ":inbox:" + id
+		}()
+		listeners := func() (n int64) {
+			for _, node := range client.Nodes() {
+				counts, err := node.Do(ctx, node.B().PubsubNumsub().Channel(channel).Build()).ToArray()
+				require.NoError(t, err)
+				count, err := counts[1].AsInt64()
+				require.NoError(t, err)
+				n += count
+			}
+			return n
+		}
+		require.Eventually(t, func() bool { return listeners() == 1 }, 5*time.Second, 5*time.Millisecond)
+
+		require.NoError(t, l.Close(ctx))
+		require.NoError(t, l.Close(ctx), "again")
+		require.ErrorIs(t, (<-remote).err, lock.ErrClosed)
+		require.ErrorIs(t, (<-local).err, lock.ErrClosed)
+		require.ErrorIs(t, context.Cause(heldContext), lock.ErrClosed)
+		require.ErrorIs(t, mine.Err(), lock.ErrClosed)
+		require.ErrorIs(t, mine.Unlock(ctx), lock.ErrClosed)
+		require.ErrorIs(t, mine.Extend(ctx, time.Second), lock.ErrClosed)
+		_, err = l.Lock(ctx, "name")
+		require.ErrorIs(t, err, lock.ErrClosed)
+		_, err = l.TryLock(ctx, "name")
+		require.ErrorIs(t, err, lock.ErrClosed)
+		require.Eventually(t, func() bool { return listeners() == 0 }, 5*time.Second, 5*time.Millisecond)
+		info, err := other.Inspect(ctx, "theirs")
 		require.NoError(t, err)
 		require.Zero(t, info.Waiting)
+		again, err := other.TryLock(ctx, "mine")
+		require.NoError(t, err, "Close released it")
+		require.NoError(t, again.Unlock(ctx))
+		require.NoError(t, theirs.Unlock(ctx))
+
+		// All that is left are the memories of what was released, for 5s.
+		for _, node := range client.Nodes() {
+			keys, err := node.Do(ctx, node.B().Keys().Pattern(prefix+"*").Build()).AsStrSlice()
+			require.NoError(t, err)
+			for _, k := range keys {
+				left, err := client.Do(ctx, client.B().Pttl().Key(k).Build()).AsInt64()
+				require.NoError(t, err)
+				require.InDelta(t, 2500, left, 2503, k)
+				require.Contains(t, []string{lockKey(prefix, "mine"), lockKey(prefix, "theirs")}, k)
+			}
+		}
 	})
+}
+
+func TestSetFenced_RefusesTheStale(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, key := t.Context(), redistest.Prefix(t)+":}resource{"
+		value := func() string {
+			v, err := client.Do(ctx, client.B().Hget().Key(key).Field("value").Build()).ToString()
+			require.NoError(t, err)
+			return v
+		}
+		const fence = 1_790_000_000_000_001
+		require.NoError(t, lock.SetFenced(ctx, client, key, fence, "one"))
+		require.NoError(t, lock.SetFenced(ctx, client, key, fence, "two"), "the same holder again")
+		require.ErrorIs(t, lock.SetFenced(ctx, client, key, fence-1, "stale"), lock.ErrStale)
+		require.Equal(t, "two", value())
+		require.NoError(t, lock.SetFenced(ctx, client, key, fence+1, "three"))
+		require.ErrorIs(t, lock.SetFenced(ctx, client, key, fence, "stale"), lock.ErrStale)
+		require.Equal(t, "three", value())
+		require.Error(t, lock.SetFenced(ctx, client, key, 0, "no fence"))
+		require.NoError(t, client.Do(ctx, client.B().Del().Key(key).Build()).Error())
+		require.NoError(t, client.Do(ctx, client.B().Set().Key(key).Value("other").Build()).Error())
+		require.ErrorContains(t, lock.SetFenced(ctx, client, key, fence, "x"), "WRONGTYPE")
+	})
+}
+
+func TestLock_RefusesForeignKeys(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		l := newLocker(t, client, lock.Options{Prefix: prefix})
+		require.NoError(t, client.Do(ctx, client.B().Set().Key(lockKey(prefix, "name")).Value("foreign").Build()).Error())
+		_, err := l.Lock(ctx, "name")
+		require.ErrorContains(t, err, "NOTALOCK")
+		_, err = l.Inspect(ctx, "name")
+		require.ErrorContains(t, err, "NOTALOCK")
+		v, err := client.Do(ctx, client.B().Get().Key(lockKey(prefix, "name")).Build()).ToString()
+		require.NoError(t, err)
+		require.Equal(t, "foreign", v)
+	})
+}
+
+// A pair costs two commands, and what they call: a look, the time, a write; a look, the queue, a write.
+func TestLock_CostsTwoCommands(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	l := newLocker(t, server.Client(t), lock.Options{})
+	for range 2 {
+		require.NoError(t, acquire(t, l, "name").Unlock(t.Context()))
+	}
+	const pairs = 100
+	calls := redistest.Commands(t, server, func() {
+		for range pairs {
+			require.NoError(t, acquire(t, l, "name").Unlock(t.Context()))
+		}
+	})
+	require.Equal(t, map[string]int64{"evalsha": 2 * pairs, "get": 2 * pairs, "time": pairs, "lpop": pairs, "set": 2 * pairs}, calls)
 }
