@@ -2,7 +2,8 @@
 --
 -- ARGV  1 ms to keep the last fence, 2 inboxes' prefix
 -- returns the token that it had, or ''
-local token, last = read()
+--common
+local token, last = read(redis.call('GET', LOCK))
 if not token or token == '' then return '' end
 tell(ARGV[2], token, 'break %s ')
 last = math.max(last, micros()) -- in its process it may have been passed on, under fences up to now

@@ -31,12 +31,15 @@ var (
 
 // Only renewals are repeated by the client, which does so for as long as it may: when to give up the others is decided here.
 var (
-	acquireScript = script.New(commonSource + acquireSource)
-	releaseScript = script.New(commonSource + releaseSource)
+	acquireScript = script.New(withCommon(acquireSource))
+	releaseScript = script.New(withCommon(releaseSource))
 	renewScript   = script.NewRetryable(renewSource)
-	inspectScript = script.New(commonSource + inspectSource)
-	breakScript   = script.New(commonSource + breakSource)
+	inspectScript = script.New(withCommon(inspectSource))
+	breakScript   = script.New(withCommon(breakSource))
 )
+
+// withCommon puts common.lua where a script wants it.
+func withCommon(source string) string { return strings.Replace(source, "--common\n", commonSource, 1) }
 
 const (
 	// claimWindow is how long a process that was handed a lock may take to claim it, and so how long one that is dead or
@@ -79,9 +82,9 @@ type answer struct {
 
 	granted bool
 	fence   int64
-	now     int64 // the server's clock, µs
-	others  bool  // whether other processes wait
+	others  bool // whether other processes wait
 
+	now          int64         // the server's clock, µs
 	left         time.Duration // of the lease of who holds it
 	holder, meta string
 }
@@ -91,7 +94,7 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	caller := ctx
 	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
-	args := []string{token, l.args.ttl, l.opts.Meta, l.inboxes, mode, l.args.alive, l.args.window, l.args.unheard}
+	args := []string{token, l.args.ttl, l.opts.Meta, mode, l.args.waiter, l.inboxes}
 	var reply rueidis.RedisResult
 	var replicas int64
 	if l.opts.Replicas == 0 {
@@ -99,7 +102,7 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	} else {
 		// WAIT is for what its own connection wrote. A pipeline with it has a connection of its own.
 		replies := l.client.DoMulti(ctx,
-			l.client.B().Eval().Script(commonSource+acquireSource).Numkeys(3).Key(keys[:]...).Arg(args...).Build(),
+			l.client.B().Eval().Script(withCommon(acquireSource)).Numkeys(3).Key(keys[:]...).Arg(args...).Build(),
 			l.client.B().Wait().Numreplicas(int64(l.opts.Replicas)).Timeout(opTimeout(l.opts.TTL).Milliseconds()/2).Build())
 		reply = replies[0]
 		var err error
@@ -107,10 +110,21 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 			return a, err
 		}
 	}
-	values, err := reply.ToArray()
+	message, err := reply.ToMessage()
 	if errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil {
 		err = ErrSlow
 	}
+	if err != nil {
+		return a, err
+	}
+	if !message.IsArray() {
+		a.granted = true
+		if a.fence, err = message.AsInt64(); err == nil && replicas < int64(l.opts.Replicas) {
+			err = ErrUnderReplicated
+		}
+		return a, err
+	}
+	values, err := message.ToArray()
 	if err != nil {
 		return a, err
 	}
@@ -129,7 +143,6 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	}
 	a.granted = true
 	a.fence, _ = values[1].AsInt64()
-	a.now, _ = values[2].AsInt64()
 	others, _ := values[3].AsInt64()
 	a.others = others > 0
 	if replicas < int64(l.opts.Replicas) {
@@ -138,46 +151,39 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	return a, nil
 }
 
-// What a release script found.
-const (
-	hadNothing = 0
-	released   = 1
-	leftQueue  = 2
-)
+// hadNothing is what a release script says of a token that had neither the lock nor a place in the queue.
+const hadNothing = 0
 
 func (l *Locker) release(ctx context.Context, keys *lockKeys, token string, used int64) (int64, error) {
 	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
-	values, err := script.Do(ctx, l.client, script.Call{
+	return script.Do(ctx, l.client, script.Call{
 		Script: releaseScript, Keys: keys[:], Args: []string{token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes},
-	}).ToArray()
-	if err != nil {
-		return 0, err
-	}
-	return values[0].AsInt64()
+	}).AsInt64()
 }
 
-// requeue releases token and queues the next one. If token had nothing to release, the next one is not queued.
-func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used int64, next string) (int64, answer, error) {
+// requeue releases token and queues the next one. It reports false if token had nothing to release; then it queues nothing.
+func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used int64, next string) (answer, bool, error) {
 	a := answer{token: next, asked: true, sent: sinceEpoch()}
 	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
-	values, err := script.Do(ctx, l.client, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
+	message, err := script.Do(ctx, l.client, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
 		token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes,
-		next, l.args.ttl, l.opts.Meta, l.args.alive, l.args.window, l.args.unheard,
-	}}).AsIntSlice()
+		next, l.args.ttl, l.opts.Meta, l.args.waiter,
+	}}).ToMessage()
+	if err != nil || !message.IsArray() {
+		return a, false, err
+	}
+	values, err := message.AsIntSlice()
 	if err != nil {
-		return 0, a, err
+		return a, false, err
 	}
-	if len(values) == 1 {
-		return values[0], a, nil
-	}
-	if values[1] == 0 {
-		a.now, a.left = values[2], time.Duration(values[3])*time.Millisecond
+	if values[0] == 0 {
+		a.now, a.left = values[1], time.Duration(values[2])*time.Millisecond
 	} else {
-		a.granted, a.fence, a.now, a.others = true, values[2], values[3], values[4] > 0
+		a.granted, a.fence, a.others = true, values[1], values[3] > 0
 	}
-	return values[0], a, nil
+	return a, true, nil
 }
 
 func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {

@@ -1,4 +1,5 @@
--- What the scripts about one lock share; it is put before each of them.
+-- What the scripts about one lock share. It is put before each of them, and behind what each of them does first: making
+-- these functions costs more than locking a free lock.
 --
 -- KEYS  1 the lock, 2 its queue, 3 its waiters
 -- lock     string "token|fence|meta" while held; "|fence|token" for some seconds after that token released it. The fence
@@ -18,8 +19,7 @@ end
 local function digits(n) return string.format('%.0f', n) end
 
 -- read returns nil if there is nothing, and '' as the token of a lock that was released.
-local function read()
-	local v = redis.call('GET', LOCK)
+local function read(v)
 	if not v then return nil, 0, '' end
 	local token, fence, rest = string.match(v, '^([^|]*)|(%d+)|(.*)$')
 	if not token then error({err = 'NOTALOCK the key holds something else'}) end

@@ -271,7 +271,7 @@ func (l *Locker) begin(e *entry, sent, until time.Duration, fence int64, others 
 func (l *Locker) admit(ctx context.Context, e *entry) *Lock {
 	t := &tenure{l: l, e: e, parent: ctx, fence: e.nextFence, since: sinceEpoch()}
 	e.nextFence++
-	lk := &Lock{t}
+	lk := &Lock{tenure: t}
 	t.handle = weak.Make(lk)
 	t.until.Store(int64(l.bounded(t, e.until)))
 	e.tenant = t
@@ -417,7 +417,7 @@ func (l *Locker) restart(e *entry) {
 
 // tellRequeued releases a token and queues the entry's next one, behind the processes that wait.
 func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used int64) error {
-	found, a, err := l.requeue(ctx, &e.keys, token, used, e.token)
+	a, done, err := l.requeue(ctx, &e.keys, token, used, e.token)
 	if err != nil { // of the network, or because the queue does not fit into a full memory
 		l.mu.Lock()
 		l.giveUp(e.keys, a.token, 0, true, 0)
@@ -426,7 +426,7 @@ func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used 
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if found != released {
+	if !done {
 		l.restart(e)
 		return ErrLost
 	}

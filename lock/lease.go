@@ -13,6 +13,8 @@ import (
 // without Unlock is not renewed any more once it is garbage, and ends with its lease.
 type Lock struct {
 	*tenure
+	unlocking sync.Once
+	unlocked  error // what Unlock returns
 }
 
 // tenure is what there is of a Lock apart from the handle that its user has, so that the handle can become garbage.
@@ -25,9 +27,6 @@ type tenure struct {
 	until  atomic.Int64 // since epoch; l.mu is held when it is changed
 	end    atomic.Pointer[ending]
 	handle weak.Pointer[Lock]
-
-	unlocking sync.Once
-	unlocked  error // what Unlock returns
 
 	ctx    context.Context // nil until asked for; l.mu
 	cancel context.CancelCauseFunc
@@ -117,14 +116,14 @@ func (t *tenure) Extend(ctx context.Context, ttl time.Duration) error {
 // Of ctx only the values count: Unlock is also done if it ends, or has ended, and takes 4s, or a TTL if that is less, at
 // the longest. It is done once: later calls return what the first did. One round trip, or none if the lock is passed on
 // or lost.
-func (t *tenure) Unlock(ctx context.Context) error {
-	t.unlocking.Do(func() {
-		t.unlocked = t.l.unlock(ctx, t)
-		if hook := t.l.opts.Hooks.Release; hook != nil {
-			hook(ctx, ReleaseInfo{Name: t.e.name, Held: sinceEpoch() - t.since, Err: t.unlocked})
+func (k *Lock) Unlock(ctx context.Context) error {
+	k.unlocking.Do(func() {
+		k.unlocked = k.l.unlock(ctx, k.tenure)
+		if hook := k.l.opts.Hooks.Release; hook != nil {
+			hook(ctx, ReleaseInfo{Name: k.e.name, Held: sinceEpoch() - k.since, Err: k.unlocked})
 		}
 	})
-	return t.unlocked
+	return k.unlocked
 }
 
 // finish ends a tenure. l.mu is held.

@@ -2,23 +2,35 @@
 -- a next token, that one is queued in the same step, behind those who wait already. Running it again changes nothing.
 --
 -- ARGV  1 token, 2 highest fence used, 3 ms to keep it, 4 inboxes' prefix, and with a next token: 5 that, 6 ttl ms, 7 meta,
---       8 alive ms, 9 window ms, 10 unheard ms
--- returns {state}: 0 it had nothing, 1 released, 2 it was in the queue;
---         and for the next token {1, 1, fence, now µs, whether others wait} or {1, 0, now µs, ms left}
+--       8 "alive window unheard", each in ms
+-- returns 0 it had nothing, 1 released, or 2 it was in the queue; with a next token, after a release,
+--         {1, fence, now µs, whether others wait} if that has the lock, or {0, now µs, ms left}
 local token, retain, inboxes, following = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
-local owner, last, rest = read()
+local value = redis.call('GET', KEYS[1])
+if not following and value and redis.call('EXISTS', KEYS[2]) == 0 then
+	local fence = string.match(value, '^|(%d+)', #token + 1)
+	if fence and string.sub(value, 1, #token) == token then
+		if tonumber(ARGV[2]) > tonumber(fence) then fence = ARGV[2] end
+		-- Where memory is full only the key goes.
+		if redis.pcall('SET', KEYS[1], '|' .. fence .. '|' .. token, 'PX', retain).err then redis.call('DEL', KEYS[1]) end
+		return 1
+	end
+end
+--common
+local owner, last, rest = read(value)
 if owner ~= token then
-	if leave(token) then return {2} end
-	return {owner == '' and rest == token and 1 or 0}
+	if leave(token) then return 2 end
+	return owner == '' and rest == token and 1 or 0
 end
 last = math.max(last, tonumber(ARGV[2]))
 if not following then
 	if not grant(last, inboxes) then free(last, token, retain) end
-	return {1}
+	return 1
 end
 local now = micros()
-enqueue(following, now, ARGV[8], ARGV[9], ARGV[10], ARGV[7])
-if grant(last, inboxes, following) ~= following then return {1, 0, now, redis.call('PTTL', LOCK)} end
+local alive, window, unheard = string.match(ARGV[8], '(%d+) (%d+) (%d+)')
+enqueue(following, now, alive, window, unheard, ARGV[7])
+if grant(last, inboxes, following) ~= following then return {0, now, redis.call('PTTL', LOCK)} end
 local fence = math.max(now, last + 1)
 redis.call('SET', LOCK, following .. '|' .. digits(fence) .. '|' .. ARGV[7], 'PX', ARGV[6])
-return {1, 1, fence, now, redis.call('EXISTS', QUEUE)}
+return {1, fence, now, redis.call('EXISTS', QUEUE)}
