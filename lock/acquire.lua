@@ -2,7 +2,7 @@
 -- recovered, how a waiter says that it is alive, and how a grant is noticed that was not heard.
 --
 -- ARGV  1 token, 2 ttl ms, 3 meta, 4 'wait', 'hello' (wait, and send a message to my inbox) or '',
---       5 "alive window unheard", each in ms, 6 inboxes' prefix
+--       5 "alive window unheard", each in ms
 -- returns the fence, if nobody waits, {1, fence, now µs, whether others wait},
 --         or {0, now µs, ms left, holder's token, holder's meta}
 local value = redis.call('GET', KEYS[1])
@@ -19,14 +19,14 @@ if value and string.byte(value) == 124 or not value and redis.call('EXISTS', KEY
 end
 --common
 local now = time[1] * 1000000 + time[2]
-local token, ttl, meta, mode, inboxes = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[6]
+local token, ttl, meta, mode = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local owner, last, rest = read(value)
 if owner == token then
 	redis.call('PEXPIRE', LOCK, ttl, 'GT')
 	return {1, last, now, redis.call('EXISTS', QUEUE)}
 end
 if not owner then
-	local to = grant(last, inboxes, token)
+	local to = grant(last, token)
 	if not to or to == token then
 		redis.call('SET', LOCK, token .. '|' .. digits(now) .. '|' .. meta, 'PX', ttl)
 		return {1, now, now, to and redis.call('EXISTS', QUEUE) or 0}
@@ -36,6 +36,6 @@ end
 if mode ~= '' then
 	local alive, window, unheard = string.match(ARGV[5], '(%d+) (%d+) (%d+)')
 	enqueue(token, now, alive, window, unheard, meta)
-	if mode == 'hello' then tell(inboxes, token, 'hello %s ') end
+	if mode == 'hello' then tell(token, 'hello %s ') end
 end
 return {0, now, redis.call('PTTL', LOCK), owner, rest}

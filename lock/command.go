@@ -46,8 +46,6 @@ const (
 	// stopped delays the next; unheardWindow the same if the server sees that nobody listens to its inbox.
 	claimWindow   = 600 * time.Millisecond
 	unheardWindow = 300 * time.Millisecond
-	// retain is for how long a lock that was released remembers its last fence and who released it.
-	retain = 5 * time.Second
 	// minAlive is for how long a waiter that does not poll keeps its place in the queue at least.
 	minAlive = time.Second
 	// maxOpTimeout bounds one command.
@@ -94,7 +92,7 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	caller := ctx
 	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
-	args := []string{token, l.args.ttl, l.opts.Meta, mode, l.args.waiter, l.inboxes}
+	args := []string{token, l.args.ttl, l.opts.Meta, mode, l.args.waiter}
 	var reply rueidis.RedisResult
 	var replicas int64
 	if l.opts.Replicas == 0 {
@@ -158,7 +156,7 @@ func (l *Locker) release(ctx context.Context, keys *lockKeys, token string, used
 	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
 	return script.Do(ctx, l.client, script.Call{
-		Script: releaseScript, Keys: keys[:], Args: []string{token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes},
+		Script: releaseScript, Keys: keys[:], Args: []string{token, strconv.FormatInt(used, 10)},
 	}).AsInt64()
 }
 
@@ -168,7 +166,7 @@ func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used
 	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
 	message, err := script.Do(ctx, l.client, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
-		token, strconv.FormatInt(used, 10), l.args.retain, l.inboxes,
+		token, strconv.FormatInt(used, 10),
 		next, l.args.ttl, l.opts.Meta, l.args.waiter,
 	}}).ToMessage()
 	if err != nil || !message.IsArray() {
@@ -214,7 +212,7 @@ func (l *Locker) breakLock(ctx context.Context, name string) (bool, error) {
 	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
 	keys := l.keysOf(name)
-	token, err := script.Do(ctx, l.client, breakScript.Call(keys[:], l.args.retain, l.inboxes)).ToString()
+	token, err := script.Do(ctx, l.client, breakScript.Call(keys[:])).ToString()
 	if err != nil {
 		return false, err
 	}

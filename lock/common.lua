@@ -10,6 +10,7 @@
 --
 -- Invariant: the lock has one token at a time, and each grant's fence is above all that were in use before.
 local LOCK, QUEUE, WAITERS = KEYS[1], KEYS[2], KEYS[3]
+local INBOXES = string.match(LOCK, '^[^{]*') .. 'inbox:' -- and a locker
 
 local function micros()
 	local t = redis.call('TIME')
@@ -28,20 +29,20 @@ end
 
 -- tell sends a message to the inbox of token's locker, and returns how many connections of this server got it. Whoever has
 -- no right to publish makes waiters poll, and no more.
-local function tell(inboxes, token, message)
+local function tell(token, message)
 	local locker, number = string.match(token, '^([^.]*)%.(.*)$')
-	local n = redis.pcall('PUBLISH', inboxes .. locker, string.format(message, number) .. LOCK)
+	local n = redis.pcall('PUBLISH', INBOXES .. locker, string.format(message, number) .. LOCK)
 	return type(n) == 'number' and n or 0
 end
 
-local function listens(inboxes, token)
-	local n = redis.pcall('PUBSUB', 'NUMSUB', inboxes .. string.match(token, '^[^.]*'))
+local function listens(token)
+	local n = redis.pcall('PUBSUB', 'NUMSUB', INBOXES .. string.match(token, '^[^.]*'))
 	return type(n) ~= 'table' or n.err or tonumber(n[2]) > 0
 end
 
 -- grant gives the lock to the first of the queue that is alive, and tells it and the one after it, who will see whether it
 -- claims the grant. It returns the token, or nil if nobody waits; if that is me, the lock is still to be set.
-local function grant(last, inboxes, me)
+local function grant(last, me)
 	local now
 	local token = redis.call('LPOP', QUEUE)
 	while token do
@@ -52,14 +53,14 @@ local function grant(last, inboxes, me)
 			now = now or micros()
 			local alive, window, unheard, meta = string.match(waiter, '^(%d+)|(%d+)|(%d+)|(.*)$')
 			if tonumber(alive) > now then
-				if window ~= unheard and not listens(inboxes, token) then window = unheard end
+				if window ~= unheard and not listens(token) then window = unheard end
 				local fence = digits(math.max(now, last + 1))
 				local set = redis.pcall('SET', LOCK, token .. '|' .. fence .. '|' .. meta, 'PX', window)
 				if set.err then return nil end -- out of memory: it asks again
 				local waiting = redis.call('LRANGE', QUEUE, 0, 2)
-				tell(inboxes, token, 'grant %s ' .. fence .. ' ' .. digits(now) .. ' ' .. window .. ' ' .. #waiting .. ' ')
+				tell(token, 'grant %s ' .. fence .. ' ' .. digits(now) .. ' ' .. window .. ' ' .. #waiting .. ' ')
 				for _, other in ipairs(waiting) do
-					if tell(inboxes, other, 'next %s ' .. window .. ' ') > 0 then break end
+					if tell(other, 'next %s ' .. window .. ' ') > 0 then break end
 				end
 				return token
 			end
@@ -84,7 +85,7 @@ local function leave(token)
 	return true
 end
 
--- free leaves behind a released lock's last fence, and who released it. Where memory is full only the key goes.
-local function free(last, token, retain)
-	if redis.pcall('SET', LOCK, '|' .. digits(last) .. '|' .. token, 'PX', retain).err then redis.call('DEL', LOCK) end
+-- free leaves behind a released lock's last fence, and who released it, for 5s. Where memory is full only the key goes.
+local function free(last, token)
+	if redis.pcall('SET', LOCK, '|' .. digits(last) .. '|' .. token, 'PX', 5000).err then redis.call('DEL', LOCK) end
 end

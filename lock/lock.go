@@ -116,7 +116,7 @@ type Locker struct {
 }
 
 // arguments of scripts that are the same each time.
-type arguments struct{ ttl, waiter, retain string }
+type arguments struct{ ttl, waiter string }
 
 // New returns a Locker. It reports options that are out of range. It does no I/O and starts no goroutine.
 func New(client rueidis.Client, opts Options) (*Locker, error) {
@@ -143,7 +143,6 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 		args: arguments{
 			ttl:    millis(opts.TTL),
 			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(window) + " " + millis(unheard),
-			retain: millis(retain),
 		},
 		names: make(map[string]*entry),
 		idle:  make(chan struct{}),
