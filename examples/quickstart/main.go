@@ -32,6 +32,10 @@
 //	      HIT   globex   0.979
 //	      MISS  acme     0.979  after Invalidate of acme's
 //	      HIT   globex   0.979  not touched
+//
+//	lock: 4 workers, two Lockers as if in two processes, add to one count, which has no lock of its own
+//	      the count is 20, and each fence was above the last
+//	      who comes late with the first of them is refused: lock: stale fence
 package main
 
 import (
@@ -95,6 +99,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		visit func(context.Context) error
 	}{
 		{"cache", t.visitCache},
+		{"lock", t.visitLock},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

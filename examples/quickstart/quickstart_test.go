@@ -102,6 +102,13 @@ func TestRun_PrintsWhatTheCacheDoes(t *testing.T) {
 		out[strings.Index(out, "two tenants"):])
 }
 
+func TestRun_PrintsWhatTheLockDoes(t *testing.T) {
+	out, err := tourOf(t, nil)
+	require.NoError(t, err)
+	require.Contains(t, out, "the count is 20, and each fence was above the last")
+	require.Contains(t, out, "is refused: lock: stale fence")
+}
+
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {
 	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times`)
 	first, err := tourOf(t, nil)
