@@ -53,8 +53,8 @@ func ExampleLocker_TryLock() {
 		fmt.Println(err)
 		return
 	}
-	defer lk.Unlock(ctx)
-	fmt.Println(writeReport(lk.Context(), lk.Fence()))
+	err = writeReport(lk.Context(), lk.Fence())
+	fmt.Println(errors.Join(err, lk.Unlock(ctx)))
 }
 
 // Waiting for a while, and looking whether the lock is still there before each step.
@@ -66,12 +66,10 @@ func ExampleLocker_Lock() {
 		fmt.Println("not now:", err)
 		return
 	}
-	defer lk.Unlock(ctx)
-	for nextStep(lk.Context()) {
-		if err := lk.Err(); err != nil {
-			fmt.Println("stopped:", err)
-			return
-		}
+	for lk.Err() == nil && nextStep(lk.Context()) {
+	}
+	if err := lk.Unlock(ctx); err != nil {
+		fmt.Println("somebody else may have been at it too:", err)
 	}
 }
 

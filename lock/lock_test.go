@@ -2,7 +2,6 @@ package lock
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -264,5 +263,5 @@ func TestHeldError(t *testing.T) {
 	require.Contains(t, err.Error(), "1s")
 	require.NotContains(t, err.Error(), "secret")
 	var heldBy *HeldError
-	require.True(t, errors.As(err, &heldBy))
+	require.ErrorAs(t, err, &heldBy)
 }

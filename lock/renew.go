@@ -186,12 +186,12 @@ func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
 	if e.state != held || e.token != r.token {
 		return
 	}
-	switch {
-	case state == renewalFailed:
+	switch state {
+	case renewalFailed:
 		e.retry = sinceEpoch() + max(min(l.opts.TTL/20, 100*time.Millisecond), time.Millisecond)
 		l.plan(e)
 		return
-	case state == renewalLost:
+	case renewalLost:
 		l.lose(e, ErrLost, 0)
 		return
 	}
