@@ -2,7 +2,7 @@
 -- recovered, how a waiter says that it is alive, and how a grant is noticed that was not heard.
 --
 -- ARGV  1 token, 2 ttl ms, 3 meta, 4 'wait', 'hello' (wait, and send a message to my inbox) or '',
---       5 "alive window unheard", each in ms
+--       5 "alive window", each in ms
 -- returns the fence, if nobody waits, {1, fence, now µs, whether others wait},
 --         or {0, now µs, ms left, holder's token, holder's meta}
 local value = redis.call('GET', KEYS[1])
@@ -34,8 +34,8 @@ if not owner then
 	owner, last, rest = read(redis.call('GET', LOCK))
 end
 if mode ~= '' then
-	local alive, window, unheard = string.match(ARGV[5], '(%d+) (%d+) (%d+)')
-	enqueue(token, now, alive, window, unheard, meta)
+	local alive, window = string.match(ARGV[5], '(%d+) (%d+)')
+	enqueue(token, now, alive, window, meta)
 	if mode == 'hello' then tell(token, 'hello %s ') end
 end
 return {0, now, redis.call('PTTL', LOCK), owner, rest}

@@ -43,9 +43,8 @@ func withCommon(source string) string { return strings.Replace(source, "--common
 
 const (
 	// claimWindow is how long a process that was handed a lock may take to claim it, and so how long one that is dead or
-	// stopped delays the next; unheardWindow the same if the server sees that nobody listens to its inbox.
-	claimWindow   = 600 * time.Millisecond
-	unheardWindow = 300 * time.Millisecond
+	// stopped delays the next.
+	claimWindow = 600 * time.Millisecond
 	// minAlive is for how long a waiter that does not poll keeps its place in the queue at least.
 	minAlive = time.Second
 	// maxOpTimeout bounds one command.

@@ -5,8 +5,8 @@
 -- lock     string "token|fence|meta" while held; "|fence|token" for some seconds after that token released it. The fence
 --          is the highest that may be in use; a token is "locker.number"
 -- queue    list of tokens that wait, the first to come first
--- waiters  hash token -> "alive|window|unheard|meta": until when it counts as alive, in µs of the server's clock, and how
---          many ms it has to claim a grant, if its inbox is listened to and if not
+-- waiters  hash token -> "alive|window|meta": until when it counts as alive, in µs of the server's clock, and how many ms
+--          it has to claim a grant
 --
 -- Invariant: the lock has one token at a time, and each grant's fence is above all that were in use before.
 local LOCK, QUEUE, WAITERS = KEYS[1], KEYS[2], KEYS[3]
@@ -35,11 +35,6 @@ local function tell(token, message)
 	return type(n) == 'number' and n or 0
 end
 
-local function listens(token)
-	local n = redis.pcall('PUBSUB', 'NUMSUB', INBOXES .. string.match(token, '^[^.]*'))
-	return type(n) ~= 'table' or n.err or tonumber(n[2]) > 0
-end
-
 -- grant gives the lock to the first of the queue that is alive, and tells it and the one after it, who will see whether it
 -- claims the grant. It returns the token, or nil if nobody waits; if that is me, the lock is still to be set.
 local function grant(last, me)
@@ -51,9 +46,8 @@ local function grant(last, me)
 			redis.call('HDEL', WAITERS, token)
 			if token == me then return token end
 			now = now or micros()
-			local alive, window, unheard, meta = string.match(waiter, '^(%d+)|(%d+)|(%d+)|(.*)$')
+			local alive, window, meta = string.match(waiter, '^(%d+)|(%d+)|(.*)$')
 			if tonumber(alive) > now then
-				if window ~= unheard and not listens(token) then window = unheard end
 				local fence = digits(math.max(now, last + 1))
 				local set = redis.pcall('SET', LOCK, token .. '|' .. fence .. '|' .. meta, 'PX', window)
 				if set.err then return nil end -- out of memory: it asks again
@@ -70,8 +64,8 @@ local function grant(last, me)
 end
 
 -- enqueue puts a token at the end of the queue, unless it is there, and in any case says that it is alive.
-local function enqueue(token, now, alive, window, unheard, meta)
-	local entry = digits(now + alive * 1000) .. '|' .. window .. '|' .. unheard .. '|' .. meta
+local function enqueue(token, now, alive, window, meta)
+	local entry = digits(now + alive * 1000) .. '|' .. window .. '|' .. meta
 	if redis.call('HSET', WAITERS, token, entry) == 1 then redis.call('RPUSH', QUEUE, token) end
 	for _, key in ipairs({QUEUE, WAITERS}) do -- as long as the most patient needs
 		if redis.call('PEXPIRE', key, alive, 'GT') == 0 then redis.call('PEXPIRE', key, alive, 'NX') end

@@ -15,9 +15,8 @@
 // server's clock in microseconds, or one more than the last, whichever is higher.
 //
 // Nobody waits in vain. Processes queue in Redis, first come first served, and the one that releases hands the lock to the
-// next and tells it: there is no polling but one look per third of the TTL. A waiter that is dead or stopped
-// delays the next by 0.6s at most, one that the server sees is gone by 0.3s. Of a holder that died, the lease ends after its
-// TTL. A ctx that ends while it waits leaves nothing behind.
+// next and tells it: there is no polling but one look per third of the TTL. A waiter that is dead or stopped delays the next
+// by 0.6s at most. Of a holder that died, the lease ends after its TTL. A ctx that ends while it waits leaves nothing behind.
 //
 // A lost reply is not taken for an answer. Each acquisition has a token of its own; asking again with it is harmless, and
 // what is given up is released in the background, several times if the command that acquires it may still be on its way.

@@ -126,23 +126,17 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	cluster := client.Mode() == rueidis.ClientModeCluster
-	window := min(opts.TTL, claimWindow)
-	unheard := min(window, unheardWindow)
-	if cluster { // there a server does not know who listens to the others
-		unheard = window
-	}
 	l := &Locker{
 		client:    client,
 		opts:      opts,
 		keys:      opts.Prefix + ":",
 		inboxes:   opts.Prefix + ":inbox:",
 		id:        rand.Text(),
-		cluster:   cluster,
+		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opTimeout(opts.TTL)),
 		args: arguments{
 			ttl:    millis(opts.TTL),
-			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(window) + " " + millis(unheard),
+			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(min(opts.TTL, claimWindow)),
 		},
 		names: make(map[string]*entry),
 		idle:  make(chan struct{}),

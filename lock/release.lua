@@ -1,7 +1,7 @@
 -- Gives up a token: releases the lock if it has it, and hands it to the first who waits, or takes it out of the queue. With
 -- a next token, that one is queued in the same step, behind those who wait already. Running it again changes nothing.
 --
--- ARGV  1 token, 2 highest fence used, and with a next token: 3 that, 4 ttl ms, 5 meta, 6 "alive window unheard", each in ms
+-- ARGV  1 token, 2 highest fence used, and with a next token: 3 that, 4 ttl ms, 5 meta, 6 "alive window", each in ms
 -- returns 0 it had nothing, 1 released, or 2 it was in the queue; with a next token, after a release,
 --         {1, fence, now µs, whether others wait} if that has the lock, or {0, now µs, ms left}
 local token, following = ARGV[1], ARGV[3]
@@ -27,8 +27,8 @@ if not following then
 	return 1
 end
 local now = micros()
-local alive, window, unheard = string.match(ARGV[6], '(%d+) (%d+) (%d+)')
-enqueue(following, now, alive, window, unheard, ARGV[5])
+local alive, window = string.match(ARGV[6], '(%d+) (%d+)')
+enqueue(following, now, alive, window, ARGV[5])
 if grant(last, following) ~= following then return {0, now, redis.call('PTTL', LOCK)} end
 local fence = math.max(now, last + 1)
 redis.call('SET', LOCK, following .. '|' .. digits(fence) .. '|' .. ARGV[5], 'PX', ARGV[4])

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -474,4 +475,94 @@ func TestLock_CostsTwoCommands(t *testing.T) {
 		}
 	})
 	require.Equal(t, map[string]int64{"evalsha": 2 * pairs, "get": 2 * pairs, "time": pairs, "exists": pairs, "set": 2 * pairs}, calls)
+}
+
+// Random histories of one after the other against a model of who holds what.
+func TestLock_BehavesLikeItsModel(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx, prefix := t.Context(), redistest.Prefix(t)
+		lockers := make([]*lock.Locker, 3)
+		for i := range lockers {
+			lockers[i] = newLocker(t, client, lock.Options{Prefix: prefix})
+		}
+		type model struct {
+			holder *lock.Lock // nil if it is free
+			by     int
+			fence  int64 // the highest so far
+		}
+		names := []string{"a", "b", "c}{"}
+		models := make([]model, len(names))
+		length := 300
+		if soak() {
+			length = 10_000
+		}
+		seed := uint64(time.Now().UnixNano())
+		t.Log("seed", seed)
+		random := rand.New(rand.NewPCG(seed, 0))
+		for range length {
+			which, by := random.IntN(len(names)), random.IntN(len(lockers))
+			name, m, l := names[which], &models[which], lockers[by]
+			lost := func() { // it does not know yet; it may believe for a while, but unlocking tells
+				require.ErrorIs(t, m.holder.Unlock(ctx), lock.ErrLost)
+				require.ErrorIs(t, m.holder.Err(), lock.ErrReleased)
+				m.holder = nil
+			}
+			switch random.IntN(10) {
+			case 0, 1, 2, 3:
+				lk, err := l.TryLock(ctx, name)
+				if m.holder != nil {
+					var heldBy *lock.HeldError
+					require.ErrorAs(t, err, &heldBy)
+					continue
+				}
+				require.NoError(t, err)
+				require.Greater(t, lk.Fence(), m.fence)
+				*m = model{lk, by, lk.Fence()}
+			case 4, 5, 6:
+				if m.holder != nil {
+					require.NoError(t, m.holder.Err())
+					require.NoError(t, m.holder.Unlock(ctx))
+					require.NoError(t, m.holder.Unlock(ctx))
+					require.ErrorIs(t, m.holder.Err(), lock.ErrReleased)
+					m.holder = nil
+				}
+			case 7:
+				if m.holder != nil {
+					before := m.holder.Deadline()
+					require.NoError(t, m.holder.Extend(ctx, time.Minute))
+					require.False(t, m.holder.Deadline().Before(before))
+				}
+			case 8:
+				info, err := l.Inspect(ctx, name)
+				require.NoError(t, err)
+				require.Equal(t, m.holder != nil, info.Held)
+				if m.holder != nil {
+					require.Equal(t, m.holder.Fence(), info.Fence)
+				}
+			case 9:
+				if m.holder == nil {
+					was, err := l.Break(ctx, name)
+					require.NoError(t, err)
+					require.False(t, was)
+					continue
+				}
+				if random.IntN(2) == 0 {
+					require.NoError(t, client.Do(ctx, client.B().Del().Key(lockKey(prefix, name)).Build()).Error())
+					lost()
+					continue
+				}
+				was, err := l.Break(ctx, name)
+				require.NoError(t, err)
+				require.True(t, was)
+				if by == m.by { // its own, which it knows of
+					require.ErrorIs(t, m.holder.Err(), lock.ErrLost)
+					require.ErrorIs(t, m.holder.Unlock(ctx), lock.ErrLost)
+					m.holder = nil
+					continue
+				}
+				lost()
+			}
+		}
+	})
 }
