@@ -120,6 +120,7 @@ func TestLock_LostReplies(t *testing.T) {
 		t.Parallel()
 		proxy := redistest.NewProxy(t, server.Addr())
 		l := newLocker(t, server.Client(t, proxy.Through, redistest.OneConnection), lock.Options{})
+		require.NoError(t, acquire(t, l, "warm up release").Unlock(t.Context())) // or the server does not know the script
 		lk := acquire(t, l, "release")
 		next := lockInBackground(t, direct, "release")
 		requireWaiting(t, direct, "release", 1)
