@@ -629,7 +629,7 @@ var lateArrivals = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond
 // giveUp releases a token in the background, or takes it out of the queue, whichever it turns out to be in.
 func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool, after time.Duration) {
 	l.spawn(func() {
-		if after > 0 && !pause(l.stop, after) {
+		if after > 0 && !pause(l.stop, min(after, 500*time.Millisecond)) {
 			return
 		}
 		began := sinceEpoch()

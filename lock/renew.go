@@ -156,7 +156,7 @@ func (l *Locker) renewAll() {
 		}
 		l.mu.Unlock()
 		sent := sinceEpoch()
-		ctx, cancel := context.WithTimeout(l.stop, l.opts.TTL/6) // so that a slow node does not keep up the others for long
+		ctx, cancel := context.WithTimeout(l.stop, min(l.opts.TTL/6, maxOpTimeout)) // so that a slow node does not keep up the others for long
 		states, now, err := l.sendRenewals(ctx, renewals)
 		cancel()
 		l.mu.Lock()

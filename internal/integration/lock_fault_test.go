@@ -206,9 +206,11 @@ func TestLock_CancelledWaitsLeaveNothingBehind(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		requireWaiting(t, holder, "name", 0)
-		require.NoError(t, lk.Unlock(t.Context()))
 		began := time.Now()
+		requireWaiting(t, holder, "name", 0)
+		require.Less(t, time.Since(began), recovery)
+		require.NoError(t, lk.Unlock(t.Context()))
+		began = time.Now()
 		next := acquire(t, waiter, "name")
 		require.Less(t, time.Since(began), recovery)
 		require.NoError(t, next.Unlock(t.Context()))

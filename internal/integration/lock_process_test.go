@@ -243,6 +243,9 @@ func TestLock_DeadWaitersDelayTheNextALittle(t *testing.T) {
 				got := lockInBackground(t, last, "name")
 				requireWaiting(t, l, "name", 2)
 				requireListening(t, client, prefix, 2)
+				// Until the inboxes have proven themselves they are looked after more often.
+				settled := time.Now()
+				require.Eventually(t, func() bool { return time.Since(settled) > 500*time.Millisecond }, 5*time.Second, 10*time.Millisecond)
 				require.NoError(t, dead.Process.Signal(signal))
 				began := time.Now()
 				require.NoError(t, lk.Unlock(t.Context()))
