@@ -41,6 +41,10 @@
 //	      PASS  0 left  alice   1
 //	      PASS  7 left  bob    20  who has paid for ten times as much
 //	      PASS  0 left  alice   2  after that time
+//
+//	lock: 4 workers, two Lockers as if in two processes, add to one count, which has no lock of its own
+//	      the count is 20, and each fence was above the last
+//	      who comes late with the first of them is refused: lock: stale fence
 package main
 
 import (
@@ -105,6 +109,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	}{
 		{"cache", t.visitCache},
 		{"ratelimit", t.visitRatelimit},
+		{"lock", t.visitLock},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

@@ -105,8 +105,15 @@ func TestRun_PrintsWhatTheCacheDoes(t *testing.T) {
 func TestRun_PrintsWhatTheLimiterDoes(t *testing.T) {
 	out, err := tourOf(t, nil)
 	require.NoError(t, err)
-	require.Regexp(t, `(?s)PASS .*alice .*PASS .*bob .*WAIT +\d+ms.*alice .*PASS +0 left +alice.*PASS +7 left +bob.*PASS .*alice .*after that time\n$`,
+	require.Regexp(t, `(?s)PASS .*alice .*PASS .*bob .*WAIT +\d+ms.*alice .*PASS +0 left +alice.*PASS +7 left +bob.*PASS .*alice .*after that time\n`,
 		out[strings.Index(out, "ratelimit:"):])
+}
+
+func TestRun_PrintsWhatTheLockDoes(t *testing.T) {
+	out, err := tourOf(t, nil)
+	require.NoError(t, err)
+	require.Contains(t, out, "the count is 20, and each fence was above the last")
+	require.Contains(t, out, "is refused: lock: stale fence")
 }
 
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {

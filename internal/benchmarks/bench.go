@@ -27,6 +27,9 @@ type benchCase struct {
 	name        string // package/case
 	goroutines  int
 	contestants []contestant
+	// turn, in place of their do, lets the contestant of that name work for a while, and returns how many operations
+	// took how long.
+	turn func(name string, d time.Duration) (n int, took time.Duration, err error)
 }
 
 func (c benchCase) title() string { return fmt.Sprintf("%s_%d", c.name, c.goroutines) }
@@ -89,7 +92,7 @@ func (b *bench) measure(ctx context.Context, p plan, c benchCase) ([]row, error)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if _, err := turn(c.goroutines, p.round/4, ct, nil); err != nil { // warm up
+		if _, _, err := c.let(ct, p.round/4, nil); err != nil { // warm up
 			return nil, fmt.Errorf("%s: %w", ct.name, err)
 		}
 	}
@@ -106,12 +109,10 @@ func (b *bench) measure(ctx context.Context, p plan, c benchCase) ([]row, error)
 			var m0, m1 runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&m0)
-			began := time.Now()
-			n, err := turn(c.goroutines, p.round, c.contestants[i], rows[i].latency)
+			n, took, err := c.let(c.contestants[i], p.round, rows[i].latency)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", c.contestants[i].name, err)
 			}
-			took := time.Since(began)
 			runtime.ReadMemStats(&m1)
 			after, err := b.commands(ctx)
 			if err != nil {
@@ -125,10 +126,19 @@ func (b *bench) measure(ctx context.Context, p plan, c benchCase) ([]row, error)
 	return rows, nil
 }
 
-// turn lets one contestant work for a while and returns how many operations it did. The context is one that
+// let gives a contestant its turn.
+func (c benchCase) let(ct contestant, d time.Duration, latency *hdrhistogram.Histogram) (int, time.Duration, error) {
+	if c.turn != nil {
+		return c.turn(ct.name, d)
+	}
+	return turn(c.goroutines, d, ct, latency)
+}
+
+// turn lets one contestant work for a while and returns how many operations it did, and how long they took. The context is one that
 // cannot end, as in everybody's benchmarks; cases about contexts make their own.
-func turn(goroutines int, d time.Duration, c contestant, latency *hdrhistogram.Histogram) (int, error) {
+func turn(goroutines int, d time.Duration, c contestant, latency *hdrhistogram.Histogram) (int, time.Duration, error) {
 	ctx := context.Background()
+	began := time.Now()
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var total int
@@ -169,7 +179,7 @@ func turn(goroutines int, d time.Duration, c contestant, latency *hdrhistogram.H
 	<-time.After(d)
 	close(stop)
 	wg.Wait()
-	return total, failed
+	return total, time.Since(began), failed
 }
 
 // commands returns how many commands the server has processed, scripts' own calls included, INFO excluded.

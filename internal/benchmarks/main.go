@@ -24,6 +24,13 @@ import (
 )
 
 func main() {
+	if setup := os.Getenv(lockChildEnv); setup != "" {
+		if err := lockChild(setup); err != nil {
+			fmt.Fprintln(os.Stderr, "benchmarks: lock child:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	only := flag.String("only", "", "packages to run, separated by commas; all by default")
 	pattern := flag.String("case", "", "only cases whose name contains this, such as hit_512")
 	quick := flag.Bool("quick", false, "five very short rounds: shows that it runs, not how fast")
@@ -55,6 +62,7 @@ type suite struct {
 var suites = []suite{
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
+	{"lock", lockCases},
 }
 
 func run(ctx context.Context, p plan) error {
