@@ -7,8 +7,8 @@
 // # What it promises
 //
 // One holder, as far as clocks and Redis allow: see below. Validity is counted on the monotonic clock from before the
-// request was sent, less a guard of a hundredth of the TTL and 2ms. A holder that is cut off from Redis is told before the lease can
-// be granted to another: its Context ends, by a local timer, and [Lock.Err] compares the clock each time that it is asked.
+// request was sent, less a guard of a hundredth of the TTL and 2ms. A holder that is cut off from Redis is told before the
+// lease can be granted to another: its Context ends, by a local timer, and its Err compares the clock each time.
 //
 // A fence with each acquisition. Fences of a name rise strictly, across release, expiry, deletion of the key, FLUSHALL, a
 // restart without persistence, and a failover that lost the last writes. They are a hybrid logical clock: the
@@ -33,12 +33,12 @@
 // resource, and let it refuse what comes with a lower one than it has seen. [SetFenced] is that for a key in Redis; for a
 // row it is UPDATE … SET fence = $1 … WHERE fence <= $1, for a queue a column with the fence.
 //
-// Replication is asynchronous. A failover may lose an acquisition, and two may hold the lock until the first renews. Options.Replicas
-// makes that unlikely and not impossible; the fences still tell them apart.
+// Replication is asynchronous. A failover may lose an acquisition, and two may hold the lock until the first renews.
+// Options.Replicas makes that unlikely and not impossible; the fences still tell them apart.
 //
-// Clocks: those of clients are not compared with each other's, they need only run at the same speed as the server's, to a hundredth. The
-// server's clock may jump: forward, and leases end early, without notice until the next renewal; back, and they last
-// longer. Fences then still rise while the lock is held or was released less than 5s ago; if it was lost
+// Clocks: those of clients are not compared with each other's, they need only run at the same speed as the server's, to a
+// hundredth. The server's clock may jump: forward, and leases end early, without notice until the next renewal; back, and
+// they last longer. Fences then still rise while the lock is held or was released less than 5s ago; if it was lost
 // otherwise, or the new primary's clock is behind by more than a failover takes, one may repeat. A monotonic clock may stand
 // still while a machine is suspended; the fence is the answer to that too.
 //
@@ -71,8 +71,8 @@
 //
 // A free lock: one command to lock and one to unlock, each one round trip. A process that waits: one to queue, one per third
 // of the holder's or its own TTL, whichever is less, and one to claim what it was handed. Renewal: one script per 200 locks and
-// third of the TTL; in a cluster, where a script has keys of one slot only, a script per lock, 200 in a pipeline. A lock that is
-// held takes up about 1 KiB of memory, and no goroutine.
+// third of the TTL; in a cluster, where a script has keys of one slot only, a script per lock, 200 in a pipeline. A lock
+// that is held has no goroutine.
 //
 // # What it needs
 //

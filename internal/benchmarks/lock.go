@@ -92,10 +92,10 @@ func newLockers(addr, prefix string) (*lockers, error) {
 			unlock()
 			return nil
 		},
-		// Between processes it sometimes waits for ever for a lock that is free: it is asked again.
+		// Where it is contended it sometimes waits for ever for a lock that is free: then it is asked again.
 		"rueidislock-bounded": func(ctx context.Context, name string, fn func()) error {
 			for {
-				bounded, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+				bounded, cancel := context.WithTimeout(ctx, time.Second)
 				_, unlock, err := theirs.WithContext(bounded, name)
 				if err == nil {
 					fn()
@@ -156,9 +156,15 @@ func lockCases(b *bench) []benchCase {
 	}
 	uncontended := make([]contestant, 0, len(l.names))
 	hot := make([]contestant, 0, len(l.names))
+	processes := make([]contestant, 0, len(l.names))
 	for _, name := range l.names {
+		free := l.do[name]
+		uncontended = append(uncontended, contestant{name: name, do: func(ctx context.Context, w, _ int) error { return free(ctx, own[w], func() {}) }})
+		if name == "rueidislock" {
+			name = "rueidislock-bounded"
+		}
+		processes = append(processes, contestant{name: name})
 		do := l.do[name]
-		uncontended = append(uncontended, contestant{name: name, do: func(ctx context.Context, w, _ int) error { return do(ctx, own[w], func() {}) }})
 		var inside atomic.Int32
 		hot = append(hot, contestant{name: name, do: func(ctx context.Context, _, _ int) error {
 			alone := true
@@ -173,13 +179,6 @@ func lockCases(b *bench) []benchCase {
 		}})
 	}
 	children := newLockChildren(b)
-	processes := make([]contestant, 0, len(l.names))
-	for _, name := range l.names {
-		if name == "rueidislock" {
-			name = "rueidislock-bounded"
-		}
-		processes = append(processes, contestant{name: name})
-	}
 	return []benchCase{
 		{name: "lock/uncontended", goroutines: 1, contestants: uncontended},
 		{name: "lock/uncontended", goroutines: 64, contestants: uncontended},
