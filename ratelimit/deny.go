@@ -1,6 +1,9 @@
 package ratelimit
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // denyCache remembers refusals. Within a part of its table, one more than fits displaces another, it does not matter
 // which: a refusal that was forgotten costs a round trip.
@@ -80,6 +83,7 @@ func (c *denyCache) add(s subject, d denial) {
 			break
 		}
 	}
+	s.key = strings.Clone(s.key) // it may be a part of a large request
 	part.set(s, d)
 	part.size.Store(int32(len(part.entries)))
 }

@@ -2,6 +2,7 @@ package ratelimit
 
 import (
 	"math"
+	"strings"
 	"time"
 )
 
@@ -89,6 +90,7 @@ func (t *localLimiters) state(part *tablePart[*localState], s subject, most int6
 			break
 		}
 	}
+	s.key = strings.Clone(s.key) // it may be a part of a large request
 	fresh := &localState{tokens: float64(most), filled: sinceEpoch()}
 	part.set(s, fresh)
 	return fresh

@@ -138,7 +138,7 @@ type AllResult struct {
 	RetryAfter time.Duration
 	// Results has one for each request, in order. Where Allowed above is false nothing was taken, and Allowed here says
 	// whether this call would have passed alone. If it was decided without a round trip, only those that are the
-	// cause are filled in.
+	// cause are filled in; the others' Limit is 0.
 	Results []Result
 }
 

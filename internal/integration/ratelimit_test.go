@@ -766,22 +766,27 @@ func TestRateLimit_WaitKeepsNothingWhenCancelledUnderWay(t *testing.T) {
 	l := newLimiter(t, ratelimit.NewTokenBucket, server.Client(t, proxy.Through, redistest.OneConnection), ratelimit.Per(100, 30*24*time.Hour), ratelimit.Options{})
 	peek(t, l, "k")
 	proxy.Latency(t, 100*time.Millisecond)
-	var taken int64
-	for i := range 3 {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
-		if i == 0 {
-			cancel()
-			ctx, cancel = context.WithCancel(t.Context())
-			time.AfterFunc(30*time.Millisecond, cancel)
-		}
-		if err := l.Wait(ctx, "k"); err == nil {
-			taken++
-		} else {
-			require.ErrorIs(t, err, ctx.Err())
-		}
-		cancel()
+	var taken [24]int64 // of keys, some alone in their trip and some not
+	var wg sync.WaitGroup
+	for k := range taken {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+			defer cancel()
+			if k%3 > 0 {
+				ctx, cancel = context.WithCancel(t.Context())
+				time.AfterFunc(30*time.Millisecond, cancel)
+			}
+			if err := l.Wait(ctx, strconv.Itoa(k)); err == nil {
+				taken[k]++
+			} else {
+				require.ErrorIs(t, err, ctx.Err())
+			}
+		})
 	}
-	require.Eventually(t, func() bool { return peek(t, l, "k").Remaining == 100-taken }, 10*time.Second, 10*time.Millisecond)
+	wg.Wait()
+	for k := range taken {
+		require.Eventually(t, func() bool { return peek(t, l, strconv.Itoa(k)).Remaining == 100-taken[k] }, 10*time.Second, 10*time.Millisecond)
+	}
 }
 
 func TestRateLimit_Hooks(t *testing.T) {
