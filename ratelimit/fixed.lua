@@ -1,22 +1,25 @@
 -- A window that begins with the first call in it and admits limit units.
 -- Numbers: limit, window (microseconds). Stored: the units used, an integer; its TTL is the window's.
--- Invariant: the units are never raised above limit, and a TTL is never changed. A lost one is set anew, at once.
+-- Invariant: the units are never raised above limit, and a TTL is never changed. A lost one is set anew by the next call,
+-- also by one that is refused, but not by a question.
 
 --- open
 local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
 local raw = redis.pcall('GET', key)
 local stored = type(raw) == 'string' and tonumber(raw) or 0
-local used, ttl = stored, window / 1000
+local used, ttl, lost = stored, window / 1000, false
 if stored > 0 then
 	ttl = redis.call('PTTL', key)
 	if ttl < 0 then
-		ttl = window / 1000
-		redis.call('PEXPIRE', key, ttl)
+		ttl, lost = window / 1000, true
 	end
 end
 local reset = (ttl + 1) * 1000 -- Redis deletes a key when a millisecond more than its TTL has passed
 
 --- take
+if lost and count > 0 then
+	redis.call('PEXPIRE', key, ttl)
+end
 if used + n * count <= limit then
 	k = count
 else
@@ -30,6 +33,9 @@ end
 full = used > 0 and reset or 0
 
 --- give
+if lost then
+	redis.call('PEXPIRE', key, ttl)
+end
 given = math.min(n, used)
 used = used - given
 

@@ -328,8 +328,8 @@ func (l *Limiter) decideLocally(key string, n int64) (Result, bool) {
 	return l.denied.look(l, key, n)
 }
 
-// Peek returns what Allow would, and takes nothing. It always asks Redis, once, and writes nothing there, except that a
-// fixed window that has lost its TTL gets one. OnFailure does not apply: a failure is an error.
+// Peek returns what Allow would, and takes nothing. It always asks Redis, once, and writes nothing there. OnFailure does
+// not apply: a failure is an error.
 func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 	if l.err != nil {
 		return Result{}, l.err

@@ -366,6 +366,14 @@ func TestRateLimit_EveryKeyHasATTL(t *testing.T) {
 				do(t, client, key, "PERSIST")
 				left := peek(t, l, "k").Remaining
 				require.Less(t, left, int64(100), "what was used still counts")
+				require.Negative(t, pttl(), "a question changes nothing")
+				if name == "fixed" { // the others know by their value when they end
+					require.False(t, allowN(t, l, "k", 100).Allowed)
+					require.Positive(t, pttl(), "a refusal sees to it")
+					do(t, client, key, "PERSIST")
+					require.NoError(t, l.Refund(t.Context(), "k", 1))
+					require.Positive(t, pttl())
+				}
 				if window == 2*time.Second {
 					require.Eventually(t, func() bool { return allowN(t, l, "k", 100).Allowed }, 20*time.Second, 10*time.Millisecond)
 					require.Positive(t, pttl())
