@@ -214,6 +214,8 @@ func (f *flusher) drain(ctx, work context.Context, shard int) error {
 			f.opts.Hooks.Flush(work, info)
 		}
 		if err != nil {
+			// Another process may have more luck: one whose database answers, or that knows a new column.
+			_, _ = f.extend(context.WithoutCancel(work), k, c.nonce, 0)
 			return err
 		}
 		f.mu.Lock()
@@ -369,8 +371,6 @@ func (f *flusher) read(ctx context.Context, k shardKeys, batch *Batch, info *Flu
 	}
 	rows, err := rowsOf(f.columns, fields, excluded)
 	if err != nil {
-		// Perhaps another process, of a later version, knows the column.
-		_, _ = f.extend(ctx, k, batch.Nonce, 0)
 		return fmt.Errorf("read: %w", err)
 	}
 	batch.Rows, batch.Version = rows, int(version)

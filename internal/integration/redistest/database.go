@@ -137,4 +137,3 @@ func startDatabase(kind Kind) (*databaseServer, error) {
 	run.onStop(c.close)
 	return s, nil
 }
-
