@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bufio"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -66,7 +65,7 @@ func openDatabase(t *testing.T, dialect sqlsink.Dialect, d redistest.Database, s
 	}
 	for _, statement := range append(sqlsink.Migrations(dialect),
 		"CREATE TABLE hits (id "+key+" PRIMARY KEY, views BIGINT NOT NULL DEFAULT 0, spent DOUBLE PRECISION, best BIGINT, worst BIGINT, "+
-			"status "+text+", status_at BIGINT, CHECK (views <> 13))") {
+			"status "+text+", status_at BIGINT, CHECK (views <> 1000000))") {
 		_, err := db.ExecContext(t.Context(), statement)
 		require.NoError(t, err)
 	}
@@ -249,11 +248,11 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 		want   int64
 	}
 	poisons := map[string]poison{
-		"constraint": {"poison", []buffer.Delta{buffer.Int("views", 13)}, "UPDATE hits SET views = 1 WHERE id = 'poison'", 14},
+		"constraint": {"poison", []buffer.Delta{buffer.Int("views", 999_999)}, "UPDATE hits SET views = 0 WHERE id = 'poison'", 999_999},
 		"overflow":   {"poison", []buffer.Delta{buffer.Int("views", math.MaxInt64)}, "UPDATE hits SET views = 0 WHERE id = 'poison'", math.MaxInt64},
 		"bad text":   {"poison", []buffer.Delta{buffer.Int("views", 1), buffer.At("status", time.Now(), "\xff")}, "", 0},
 		"bad key":    {"\xff", []buffer.Delta{buffer.Int("views", 1)}, "", 0},
-		"long key":   {strings.Repeat("\x01", 10<<10), []buffer.Delta{buffer.Int("views", 1)}, "", 0},
+		"long key":   {incompressible(10 << 10), []buffer.Delta{buffer.Int("views", 1)}, "", 0},
 		"unknown":    {"unknown", []buffer.Delta{buffer.Int("views", 5)}, "INSERT INTO hits (id) VALUES ('unknown')", 5},
 	}
 	eachDatabase(t, func(t *testing.T, dialect sqlsink.Dialect, d redistest.Database) {
@@ -264,21 +263,18 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 			var spied spy
 			db := openDatabase(t, dialect, d, &spied)
 			ctx := t.Context()
-			for _, id := range []string{"poison"} {
-				_, err := db.ExecContext(ctx, "INSERT INTO hits (id, views) VALUES ('"+id+"', 0)")
-				require.NoError(t, err)
-			}
-			if name == "overflow" {
-				_, err := db.ExecContext(ctx, "UPDATE hits SET views = 1")
-				require.NoError(t, err)
-			}
+			_, err := db.ExecContext(ctx, "INSERT INTO hits (id, views) VALUES ('poison', 1)")
+			require.NoError(t, err)
 			table := sqlsink.Table{Name: "hits", Key: "id", UpdateOnly: name == "unknown"}
 			sink, err := newTableSink(dialect, db, table)
 			require.NoError(t, err)
 			b := newBuffer(t, redistest.Shared(t).Client(t), allColumns, buffer.Options{Shards: 1, MaxBatch: 2 * rows})
 			n := rows
-			if name == "unknown" {
+			switch {
+			case name == "unknown":
 				n = 1
+			case name != "constraint" && !soak():
+				n = 300
 			}
 			for i := range n - 1 {
 				require.NoError(t, b.Post("e"+strconv.Itoa(i), buffer.Int("views", 1)))
@@ -296,7 +292,7 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 			report, err := b.Flush(ctx, sink)
 			require.NoError(t, err, name)
 			require.Equal(t, 1, report.Dead, name)
-			require.LessOrEqual(t, spied.begins.Load(), int64(math.Log2(float64(rows)))+1, name)
+			require.LessOrEqual(t, spied.begins.Load(), int64(math.Log2(float64(max(n, 16))))+1, name)
 			var letters int
 			for l, err := range b.DeadLetters(ctx) {
 				require.NoError(t, err)
@@ -305,13 +301,9 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 				letters++
 			}
 			require.Equal(t, len(p.deltas), letters, name)
-			var sum int64
-			require.NoError(t, db.QueryRowContext(ctx, "SELECT SUM(views) FROM hits WHERE id <> 'poison'").Scan(&sql.Null[int64]{V: sum}))
-			if name != "unknown" {
-				var count int64
-				require.NoError(t, db.QueryRowContext(ctx, "SELECT COUNT(*) FROM hits WHERE id <> 'poison' AND views = 1").Scan(&count))
-				require.Equal(t, int64(rows-1), count, name)
-			}
+			var count int
+			require.NoError(t, db.QueryRowContext(ctx, "SELECT COUNT(*) FROM hits WHERE id <> 'poison' AND views = 1").Scan(&count))
+			require.Equal(t, n-1, count, name)
 			if p.repair != "" {
 				_, err := db.ExecContext(ctx, p.repair)
 				require.NoError(t, err)
@@ -377,6 +369,14 @@ func TestSQLSink_WithTx(t *testing.T) {
 		require.Equal(t, other.Epoch, regress.Epoch)
 		require.Len(t, rowsInSQL(t, db), 2)
 	})
+}
+
+func incompressible(n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte('a' + rand.IntN(26))
+	}
+	return string(b)
 }
 
 // spy sees what is done to a database, and may do something then.
@@ -547,9 +547,6 @@ func bufferChild() error {
 	var seen atomic.Int64
 	spied := &spy{at: func(point string) {
 		if point == os.Getenv("CHILD_POINT") && seen.Add(1) == int64(times) {
-			if sig == syscall.SIGSTOP {
-				fmt.Println("stopping")
-			}
 			_ = syscall.Kill(os.Getpid(), sig)
 		}
 	}}
@@ -581,19 +578,17 @@ func bufferChild() error {
 
 func killOptions(prefix string) buffer.Options {
 	return buffer.Options{
-		Prefix: prefix, Shards: 2, MaxBatch: 40, FlushEvery: 2 * time.Millisecond, Backoff: 20 * time.Millisecond,
+		Prefix: prefix, Shards: 2, Workers: 1, MaxBatch: 40, FlushEvery: 2 * time.Millisecond, Backoff: 20 * time.Millisecond,
 		Lease: 60 * time.Millisecond, OpTimeout: 5 * time.Second, AddTimeout: 20 * time.Second,
 	}
 }
 
-func startBufferChild(t *testing.T, dialect sqlsink.Dialect, d redistest.Database, prefix, point, signal string, times int) (*exec.Cmd, *bufio.Reader) {
+func startBufferChild(t *testing.T, dialect sqlsink.Dialect, d redistest.Database, prefix, point, signal string, times int) *exec.Cmd {
 	t.Helper()
 	cmd := child(t, "buffer", "CHILD_ADDR="+redistest.Shared(t).Addr(), "CHILD_PREFIX="+prefix, "CHILD_DIALECT="+string(dialect),
 		"CHILD_DRIVER="+d.Driver, "CHILD_DSN="+d.DSN, "CHILD_POINT="+point, "CHILD_SIGNAL="+signal, "CHILD_TIMES="+strconv.Itoa(times))
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
 	require.NoError(t, cmd.Start())
-	return cmd, bufio.NewReader(out)
+	return cmd
 }
 
 // produce adds to a buffer until stop is called, which returns what was counted.
@@ -617,7 +612,7 @@ func produce(t *testing.T, b *buffer.Buffer) (stop func() map[string]int64) {
 				if rand.IntN(3) > 0 {
 					entity = "e" + strconv.Itoa(rand.IntN(60))
 				}
-				n := rand.Int64N(9)*14 + 1 // the sum may not be 13: the table has a constraint
+				n := rand.Int64N(9)
 				require.NoError(t, b.Add(context.Background(), entity, buffer.Int("views", n), buffer.Int("best", n)))
 				mu.Lock()
 				counted[entity] += n
@@ -655,7 +650,7 @@ func TestBuffer_KillMatrix(t *testing.T) {
 		kills := 0
 		for range rounds {
 			for _, point := range killPoints {
-				cmd, _ := startBufferChild(t, dialect, d, prefix, point, "KILL", 1+rand.IntN(3))
+				cmd := startBufferChild(t, dialect, d, prefix, point, "KILL", 1+rand.IntN(3))
 				require.Error(t, cmd.Wait())
 				status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 				require.True(t, status.Signaled() && status.Signal() == syscall.SIGKILL, "%s: %v", point, cmd.ProcessState)
@@ -693,16 +688,17 @@ func TestBuffer_AZombieFlusher(t *testing.T) {
 			t.Helper()
 			for i := range 100 {
 				e := "e" + strconv.Itoa(i)
-				require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 14)))
-				counted[e] += 14
+				require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 2)))
+				counted[e] += 2
 			}
 		}
 		for _, point := range []string{"after claim", "after read", "before COMMIT", "after COMMIT", "before ack"} {
 			add()
-			cmd, out := startBufferChild(t, dialect, d, prefix, point, "STOP", 1)
-			line, err := out.ReadString('\n')
+			cmd := startBufferChild(t, dialect, d, prefix, point, "STOP", 1)
+			var status syscall.WaitStatus
+			_, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil)
 			require.NoError(t, err)
-			require.Equal(t, "stopping\n", line)
+			require.True(t, status.Stopped(), "%s: %v", point, status)
 			if point == "before COMMIT" {
 				// It has the ledger's row locked: the others wait. Whoever is first, it is applied once.
 				var others sync.WaitGroup
