@@ -30,7 +30,8 @@
 //	Last      text, nullable, and beside it a nullable integer of 8 bytes for the event time in microseconds since 1970:
 //	          the column's name and "_at"
 //
-// A null counts as nothing. The key needs a primary key or unique index. In MySQL, keys are compared by the column's collation:
+// An upsert checks the constraints also of the row that it would insert if there were none: a CHECK that a single batch's sum
+// may violate, such as one against negative stock, needs UpdateOnly. A null counts as nothing. The key needs a primary key or unique index. In MySQL, keys are compared by the column's collation:
 // declare it binary, or entities that differ in case alone share a row; and use a strict sql_mode, as is the default, or values
 // that do not fit are cut instead of refused. In SQLite, let connections wait for each other: PRAGMA busy_timeout.
 //
@@ -130,8 +131,8 @@ func Postgres(db *sql.DB, table Table) (*Sink, error) { return newSink(db, Diale
 // more; with Table.UpdateOnly it is one statement per row.
 func MySQL(db *sql.DB, table Table) (*Sink, error) { return newSink(db, DialectMySQL, table) }
 
-// SQLite returns a sink for a table of SQLite. A batch is one statement of up to 32,766 values, several if it has more; with
-// Table.UpdateOnly it is one statement per row.
+// SQLite returns a sink for a table of SQLite. A batch is statements of up to 500 values or, with Table.UpdateOnly, one per
+// row: SQLite is in the process, so that statements are no round trips.
 func SQLite(db *sql.DB, table Table) (*Sink, error) { return newSink(db, DialectSQLite, table) }
 
 var identifier = regexp.MustCompile(`^[\pL_][\pL\pN_$]*$`)

@@ -244,17 +244,19 @@ func keyText(key any) string {
 	return fmt.Sprint(key)
 }
 
+// maxValues is how many values a statement may have. SQLite would take 32,766; but it is in the process, where a statement
+// more costs next to nothing, and what its drivers need to bind values grows with the square of their number.
 func maxValues(d Dialect) int {
 	if d == DialectMySQL {
 		return 65_535
 	}
-	return 32_766
+	return 500
 }
 
 // upsert writes rows in as few statements as the number of values allows.
 func (w *writer) upsert(ctx context.Context, tx *sql.Tx, cells []cell, rows []buffer.Row, keys []any) error {
 	width := 1 + len(cells)
-	perStatement := maxValues(w.dialect) / width
+	perStatement := max(1, maxValues(w.dialect)/width)
 	tuple := "(?" + strings.Repeat(", ?", len(cells)) + ")"
 	for at := 0; at < len(rows); at += perStatement {
 		end := min(at+perStatement, len(rows))

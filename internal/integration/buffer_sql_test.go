@@ -383,6 +383,10 @@ func incompressible(n int) string {
 type spy struct {
 	begins atomic.Int64
 	at     func(point string)
+
+	loseCommits bool // each third transaction is committed, but says that it is not
+	commits     atomic.Int64
+	lost        atomic.Int64
 }
 
 func (s *spy) see(point string) {
@@ -508,6 +512,10 @@ func (t *spiedTx) Commit() error {
 	err := t.Tx.Commit()
 	if err == nil {
 		t.spy.see("after COMMIT")
+	}
+	if t.spy.loseCommits && t.spy.commits.Add(1)%3 == 0 {
+		t.spy.lost.Add(1)
+		return errors.Join(errors.New("the connection was lost"), err)
 	}
 	return err
 }
