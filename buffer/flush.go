@@ -166,7 +166,7 @@ func (f *flusher) pending(ctx context.Context) ([]int, error) {
 	cmds := make([]rueidis.Completed, n)
 	for i := range n {
 		k := f.keys.shard(i, "")
-		cmds[i] = f.client.B().Exists().Key(k.cur, k.gen, k.batch).Build()
+		cmds[i] = f.client.B().Exists().Key(k.cur, k.gen, k.batch).Build().Pin() // rueidis sends it again: see script.go
 	}
 	var shards []int
 	for i, r := range f.client.DoMulti(ctx, cmds...) {

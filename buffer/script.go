@@ -34,17 +34,18 @@ var (
 	pendingSource string
 )
 
+// None is sent again by rueidis, though all may be: add's caller must know whether a copy may have run, and rueidis 1.0.79
+// recycles the memory of a command that it sent again while the writer of the broken connection may still read it.
 var (
-	// Not retryable, though it may be sent again: whether an earlier copy may have run decides on what an error means.
 	addScript      = script.New(mergeSource + addSource)
-	claimScript    = script.NewRetryable(claimSource)
-	readScript     = script.NewRetryable(readSource)
-	extendScript   = script.NewRetryable(extendSource)
-	excludeScript  = script.NewRetryable(excludeSource)
-	ackScript      = script.NewRetryable(mergeSource + ackSource)
-	regressScript  = script.NewRetryable(regressSource)
-	replayScript   = script.NewRetryable(mergeSource + replaySource)
-	registerScript = script.NewRetryable(registerSource)
-	statsScript    = script.NewRetryable(statsSource)
-	pendingScript  = script.NewRetryable(pendingSource)
+	claimScript    = script.New(claimSource)
+	readScript     = script.New(readSource)
+	extendScript   = script.New(extendSource)
+	excludeScript  = script.New(excludeSource)
+	ackScript      = script.New(mergeSource + ackSource)
+	regressScript  = script.New(regressSource)
+	replayScript   = script.New(mergeSource + replaySource)
+	registerScript = script.New(registerSource)
+	statsScript    = script.New(statsSource)
+	pendingScript  = script.New(pendingSource)
 )

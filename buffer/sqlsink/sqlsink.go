@@ -181,7 +181,9 @@ func WithTx(db *sql.DB, dialect Dialect, fn func(ctx context.Context, tx *sql.Tx
 	if !ok {
 		return nil, fmt.Errorf("sqlsink: there is no dialect %q", dialect)
 	}
-	apply := func(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, _ []buffer.Row) error { return fn(ctx, tx, batch) }
+	apply := func(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, _ []buffer.Row) error {
+		return fn(ctx, tx, batch)
+	}
 	return &Sink{db: db, dialect: dialect, ledger: ledger, apply: apply}, nil
 }
 

@@ -18,6 +18,19 @@ import (
 	"github.com/redispatterns/redispatterns/internal/integration/redistest"
 )
 
+// addInBackground is addMany in a goroutine, which closes done at its end.
+func addInBackground(t *testing.T, b *buffer.Buffer, goroutines, each int) (done chan struct{}, total int64) {
+	t.Helper()
+	done = make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(done)
+		addMany(t, b, goroutines, each)
+	})
+	t.Cleanup(wg.Wait)
+	return done, int64(goroutines * each)
+}
+
 // addMany lets goroutines add 1 to one entity, and others, many times, and requires that each is confirmed.
 func addMany(t *testing.T, b *buffer.Buffer, goroutines, each int) (total int64) {
 	t.Helper()
@@ -65,7 +78,7 @@ func TestBuffer_100kIncrementsOfOneFieldWhileItIsFlushed(t *testing.T) {
 	producers.Wait()
 	stop()
 	flushers.Wait()
-	flushAll(t, b, sink)
+	drainTo(t, b, sink)
 	require.Equal(t, int64(100_000), sink.rows["hot"][0].Int)
 	require.Greater(t, len(sink.seqs), 20, "it was flushed all the while")
 }
@@ -82,12 +95,7 @@ func TestBuffer_LostRepliesOfAdd(t *testing.T) {
 		Hooks: buffer.Hooks{Error: func(context.Context, string, error) { lost.Add(1) }},
 	})
 	require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 0)))
-	done := make(chan struct{})
-	var total int64
-	go func() {
-		defer close(done)
-		total = addMany(t, b, 16, 2000)
-	}()
+	done, total := addInBackground(t, b, 16, 2000)
 	faults := []func(testing.TB){proxy.DropReplies, proxy.BlackHole, proxy.Cut}
 	for i := range 6 {
 		begun := lost.Load()
@@ -106,8 +114,8 @@ func TestBuffer_LostRepliesOfAdd(t *testing.T) {
 	<-done
 	require.Positive(t, lost.Load())
 	sink := newMemorySink()
-	flushAll(t, newBuffer(t, server.Client(t), allColumns, buffer.Options{Prefix: prefix, Shards: 2}), sink)
-	require.Equal(t, total, sink.total(0))
+	drainTo(t, newBuffer(t, server.Client(t), allColumns, buffer.Options{Prefix: prefix, Shards: 2}), sink)
+	require.Equal(t, total, sink.total())
 }
 
 // losingClient executes commands, of which each fourth then has its reply lost.
@@ -189,18 +197,18 @@ func TestBuffer_RedisFull(t *testing.T) {
 		_, err := b.Flush(ctx, sink)
 		require.NoError(t, err)
 	}
-	require.Equal(t, int64(999), sink.total(0))
+	require.Equal(t, int64(999), sink.total())
 	sink.before = nil
 	n, err := b.Replay(ctx)
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
 	_, err = b.Flush(ctx, sink)
 	require.NoError(t, err)
-	require.Equal(t, int64(1000), sink.total(0))
+	require.Equal(t, int64(1000), sink.total())
 	setMemory("100mb")
 	require.NoError(t, b.Close(ctx))
-	flushAll(t, b, sink)
-	require.Equal(t, int64(1001), sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1001), sink.total())
 	require.Equal(t, int64(1), sink.rows["posted"][0].Int)
 }
 
@@ -209,18 +217,13 @@ func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	server := redistest.Start(t)
 	client := server.Client(t)
 	admin := server.Client(t)
-	b := newBuffer(t, client, allColumns, buffer.Options{FlushEvery: time.Millisecond})
+	b := newBuffer(t, client, allColumns, buffer.Options{FlushEvery: time.Millisecond, Lease: 100 * time.Millisecond})
 	sink := newMemorySink()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var flusher sync.WaitGroup
 	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
-	done := make(chan struct{})
-	var total int64
-	go func() {
-		defer close(done)
-		total = addMany(t, b, 16, 1000)
-	}()
+	done, total := addInBackground(t, b, 16, 1000)
 	for running := true; running; {
 		_ = admin.Do(t.Context(), admin.B().ScriptFlush().Build())
 		_ = admin.Do(t.Context(), admin.B().ClientKill().TypeNormal().SkipmeYes().Build())
@@ -232,8 +235,8 @@ func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	}
 	stop()
 	flusher.Wait()
-	flushAll(t, b, sink)
-	require.Equal(t, total, sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
 }
 
 // With a server that writes each command to disk before it confirms, restarts lose and double nothing.
@@ -247,12 +250,7 @@ func TestBuffer_RestartsOfADurableServer(t *testing.T) {
 	var flusher sync.WaitGroup
 	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
 	require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 0)))
-	var total int64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		total = addMany(t, b, 8, 300)
-	}()
+	done, total := addInBackground(t, b, 8, 300)
 	for range 2 {
 		server.Kill(t)
 		server.Restart(t)
@@ -269,8 +267,8 @@ func TestBuffer_RestartsOfADurableServer(t *testing.T) {
 	<-done
 	stop()
 	flusher.Wait()
-	flushAll(t, b, sink)
-	require.Equal(t, total, sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
 	stats, err := b.Stats(t.Context())
 	require.NoError(t, err)
 	require.Zero(t, stats.Regressions)
@@ -293,8 +291,8 @@ func TestBuffer_ClusterFailover(t *testing.T) {
 		_, err := b.Flush(t.Context(), sink)
 		return err == nil
 	}, 20*time.Second, time.Millisecond)
-	flushAll(t, b, sink)
-	require.Equal(t, total, sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
 }
 
 func TestBuffer_AllKeysLost(t *testing.T) {
@@ -306,12 +304,12 @@ func TestBuffer_AllKeysLost(t *testing.T) {
 	var total int64
 	for range 3 {
 		total += addMany(t, b, 4, 50)
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		addMany(t, b, 1, 10) // these are lost with Redis' memory
 		require.NoError(t, client.Do(t.Context(), client.B().Arbitrary("FLUSHALL").Build()).Error())
 		total += addMany(t, b, 4, 50)
-		flushAll(t, b, sink)
-		require.Equal(t, total, sink.total(0), "the ledger drops nothing new")
+		drainTo(t, b, sink)
+		require.Equal(t, total, sink.total(), "the ledger drops nothing new")
 	}
 }
 
@@ -336,7 +334,7 @@ func TestBuffer_AnOlderStateComesBack(t *testing.T) {
 				sink := newMemorySink()
 				for range 5 { // so that the ledger is well ahead
 					require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 1)))
-					flushAll(t, b, sink)
+					drainTo(t, b, sink)
 				}
 				require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 10)))
 				spied.at = func(p string) {
@@ -344,16 +342,16 @@ func TestBuffer_AnOlderStateComesBack(t *testing.T) {
 						snapshot = dump(t, raw, prefix)
 					}
 				}
-				flushAll(t, b, sink)
-				require.Equal(t, int64(15), sink.total(0))
+				drainTo(t, b, sink)
+				require.Equal(t, int64(15), sink.total())
 				for range 3 {
 					require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 1)))
-					flushAll(t, b, sink)
+					drainTo(t, b, sink)
 				}
 				restore(t, raw, prefix, snapshot)
 
 				require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 100)))
-				flushAll(t, b, sink)
+				drainTo(t, b, sink)
 				stats, err := b.Stats(ctx)
 				require.NoError(t, err)
 				require.Equal(t, int64(len(regressed)), stats.Regressions)
@@ -364,7 +362,7 @@ func TestBuffer_AnOlderStateComesBack(t *testing.T) {
 					require.Equal(t, int64(18), sink.rows["old"][0].Int, "nothing old is counted again by itself")
 					_, err := b.Replay(ctx)
 					require.NoError(t, err)
-					flushAll(t, b, sink)
+					drainTo(t, b, sink)
 				}
 				require.Equal(t, int64(100), sink.rows["new"][0].Int, "what is new counts once")
 				want := int64(18)
@@ -376,10 +374,10 @@ func TestBuffer_AnOlderStateComesBack(t *testing.T) {
 					require.GreaterOrEqual(t, sink.rows["old"][0].Int, int64(18))
 				}
 				// And all goes on as usual.
-				before := sink.total(0)
+				before := sink.total()
 				require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 1)))
-				flushAll(t, b, sink)
-				require.Equal(t, before+1, sink.total(0))
+				drainTo(t, b, sink)
+				require.Equal(t, before+1, sink.total())
 				after, err := b.Stats(ctx)
 				require.NoError(t, err)
 				require.Equal(t, stats.Regressions, after.Regressions)
@@ -403,11 +401,11 @@ func TestBuffer_ALostAcknowledgementComesBack(t *testing.T) {
 			snapshot = dump(t, raw, prefix)
 		}
 	}
-	flushAll(t, b, sink)
+	drainTo(t, b, sink)
 	restore(t, raw, prefix, snapshot)
 	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
-	flushAll(t, b, sink)
-	require.Equal(t, int64(2), sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(2), sink.total())
 	stats, err := b.Stats(t.Context())
 	require.NoError(t, err)
 	require.Zero(t, stats.Regressions)
@@ -422,19 +420,19 @@ func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
 	b := newBuffer(t, client, allColumns, buffer.Options{Shards: 1})
 	sink := newMemorySink()
 	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
-	flushAll(t, b, sink)
+	drainTo(t, b, sink)
 	require.NoError(t, client.Do(ctx, client.B().Save().Build()).Error())
 	for range 3 {
 		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 	}
 	server.Kill(t)
 	server.Restart(t)
 	for range 5 {
 		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 	}
-	require.Equal(t, int64(9), sink.total(0))
+	require.Equal(t, int64(9), sink.total())
 	stats, err := b.Stats(ctx)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Regressions)

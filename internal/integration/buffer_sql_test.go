@@ -171,10 +171,10 @@ func TestSQLSink_EqualsTheOracle(t *testing.T) {
 				}
 				require.NoError(t, b.Add(t.Context(), entity, deltas...))
 				if i%25 == 0 {
-					flushAll(t, b, sink)
+					drainTo(t, b, sink)
 				}
 			}
-			flushAll(t, b, sink)
+			drainTo(t, b, sink)
 			stats, err := b.Stats(t.Context())
 			require.NoError(t, err)
 			for l, err := range b.DeadLetters(t.Context()) {
@@ -213,7 +213,8 @@ func TestSQLSink_KeyTypes(t *testing.T) {
 			},
 			{
 				sqlsink.Table{Name: "binaries", Key: "id", KeyType: sqlsink.KeyBytes, Columns: columns},
-				[]string{"", "\x00", "a\x00b", "\xff", `\`, "{a}"}, nil,
+				[]string{"", "\x00", "a\x00b", "\xff", `\`, "{a}"},
+				nil,
 			},
 		} {
 			for _, updateOnly := range []bool{false, true} {
@@ -224,7 +225,7 @@ func TestSQLSink_KeyTypes(t *testing.T) {
 				for _, e := range append(c.good, c.bad...) {
 					require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 1)))
 				}
-				flushAll(t, b, sink)
+				drainTo(t, b, sink)
 				stats, err := b.Stats(t.Context())
 				require.NoError(t, err)
 				require.Equal(t, int64(len(c.bad)), stats.DeadLetters)
@@ -310,7 +311,7 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 				replayed, err := b.Replay(ctx)
 				require.NoError(t, err)
 				require.Equal(t, len(p.deltas), replayed)
-				flushAll(t, b, sink)
+				drainTo(t, b, sink)
 				require.Equal(t, p.want, rowsInSQL(t, db)[p.entity][0].Int, name)
 			}
 			_, err = db.ExecContext(ctx, "DROP TABLE hits")
@@ -668,7 +669,7 @@ func TestBuffer_KillMatrix(t *testing.T) {
 		counted := stop()
 		sink, err := newTableSink(dialect, db, sqlsink.Table{Name: "hits", Key: "id"})
 		require.NoError(t, err)
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		requireCounts(t, db, counted)
 		stats, err := b.Stats(t.Context())
 		require.NoError(t, err)
@@ -714,9 +715,9 @@ func TestBuffer_AZombieFlusher(t *testing.T) {
 				require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
 				others.Wait()
 			} else {
-				flushAll(t, b, sink)
+				drainTo(t, b, sink)
 				add()
-				flushAll(t, b, sink) // its batch's place is taken by now
+				drainTo(t, b, sink) // its batch's place is taken by now
 				add()
 				requireBatch(t, b, sink) // and there is a live one, of somebody else
 				require.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
@@ -784,7 +785,7 @@ func TestSQLSink_SeveralFlushers(t *testing.T) {
 		}
 		stopFlushers()
 		flushers.Wait()
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		requireCounts(t, db, counted)
 		require.Zero(t, failed.Load())
 	})

@@ -127,17 +127,18 @@ func mergeValue(op buffer.Op, have *buffer.Value, v buffer.Value) {
 	}
 }
 
-func (s *memorySink) total(column int) (sum int64) {
+// total is the sum of all views.
+func (s *memorySink) total() (sum int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, row := range s.rows {
-		sum += row[column].Int
+		sum += row[0].Int
 	}
 	return sum
 }
 
-// flushAll flushes until nothing is pending.
-func flushAll(t *testing.T, b *buffer.Buffer, sink buffer.Sink) {
+// drainTo flushes until nothing is pending.
+func drainTo(t *testing.T, b *buffer.Buffer, sink buffer.Sink) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		_, err := b.Flush(t.Context(), sink)
@@ -198,7 +199,7 @@ func TestBuffer_FlushesWhatWasAdded(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, buffer.Report{}, report)
 		add("a", buffer.Int("views", 1))
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		require.Equal(t, int64(-2), sink.rows["a"][0].Int)
 
 		// What is pending has no TTL: only the writers' records have.
@@ -242,7 +243,7 @@ func TestBuffer_AnyBytesAreAnEntity(t *testing.T) {
 				require.Len(t, rows, len(entities))
 			}
 		}
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		require.Len(t, sink.rows, len(entities))
 		for i, e := range entities {
 			require.Equal(t, int64(2*(i+1)), sink.rows[e][0].Int, "%q", e)
@@ -271,7 +272,7 @@ func TestBuffer_TwoBuffersNeverCollide(t *testing.T) {
 		_, err = b.Flush(t.Context(), sink)
 		require.NoError(t, err)
 	}
-	require.Equal(t, int64(len(buffers)), sink.total(0))
+	require.Equal(t, int64(len(buffers)), sink.total())
 	require.Len(t, sink.ledger, len(buffers))
 }
 
@@ -307,7 +308,7 @@ func TestBuffer_Int64IsExact(t *testing.T) {
 			require.ErrorContains(t, b.Post("float", buffer.Float("spent", bad)), "not finite")
 		}
 		sink := newMemorySink()
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		require.Equal(t, int64(0), sink.rows["sum"][0].Int)
 		require.Equal(t, int64(big), sink.rows["extremes"][2].Int)
 		require.Equal(t, int64(-big), sink.rows["extremes"][3].Int)
@@ -342,12 +343,12 @@ func TestBuffer_LastIsByEventTime(t *testing.T) {
 			for _, e := range rand.Perm(len(events)) {
 				require.NoError(t, b.Add(t.Context(), entity, events[e]))
 				if rand.IntN(3) == 0 {
-					flushAll(t, b, sink)
+					drainTo(t, b, sink)
 				}
 			}
 		}
 		require.NoError(t, b.Add(t.Context(), "early", events[5]))
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		for i := range 20 {
 			require.Equal(t, "bb", sink.rows[strconv.Itoa(i)][4].Text)
 		}
@@ -393,7 +394,8 @@ func TestBuffer_EqualsTheOracleUnderConcurrency(t *testing.T) {
 						values := []buffer.Value{
 							{Set: true, Int: n},
 							{Set: r.IntN(2) == 0, Float: float64(n) / 4}, // exact in binary: sums do not depend on the order
-							{Set: r.IntN(2) == 0, Int: n}, {Set: r.IntN(2) == 0, Int: n},
+							{Set: r.IntN(2) == 0, Int: n},
+							{Set: r.IntN(2) == 0, Int: n},
 							{Set: r.IntN(2) == 0, At: at, Text: strconv.FormatInt(n, 10)},
 						}
 						deltas := []buffer.Delta{buffer.Int("views", n)}
@@ -429,7 +431,7 @@ func TestBuffer_EqualsTheOracleUnderConcurrency(t *testing.T) {
 			require.NoError(t, b.Close(t.Context()))
 			stop()
 			flushers.Wait()
-			flushAll(t, b, sink)
+			drainTo(t, b, sink)
 			require.Equal(t, oracle, sink.rows)
 		})
 	}
@@ -476,10 +478,10 @@ func TestBuffer_ASinkThatIsDown(t *testing.T) {
 	full := 0
 	for i := range 1000 {
 		entity := fmt.Sprintf("%04d", i)
-		switch err := b.Add(ctx, entity, buffer.Int("views", 1), buffer.Int("best", 1)); {
-		case err == nil:
+		err := b.Add(ctx, entity, buffer.Int("views", 1), buffer.Int("best", 1))
+		if err == nil {
 			counted[entity]++
-		default:
+		} else {
 			require.ErrorIs(t, err, buffer.ErrFull)
 			full++
 		}
@@ -524,7 +526,7 @@ func TestBuffer_ASinkThatIsDown(t *testing.T) {
 		}
 		return nil
 	}
-	flushAll(t, b, sink)
+	drainTo(t, b, sink)
 	for e, n := range counted {
 		require.Equal(t, n, sink.rows[e][0].Int, e)
 	}
@@ -598,13 +600,13 @@ func TestBuffer_DeadLettersAndReplay(t *testing.T) {
 		n, err := b.Replay(ctx, "70", "71", "none")
 		require.NoError(t, err)
 		require.Equal(t, 6, n)
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		require.Equal(t, int64(3), sink.rows["70"][0].Int)
 		require.Nil(t, sink.rows["72"])
 		n, err = b.Replay(ctx)
 		require.NoError(t, err)
 		require.Equal(t, 27, n, "the sum that would overflow stays")
-		flushAll(t, b, sink)
+		drainTo(t, b, sink)
 		n, err = b.Replay(ctx)
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
@@ -647,8 +649,8 @@ func TestBuffer_AnOldVersionThatIsAppliedLeavesNoDeadLetters(t *testing.T) {
 		}
 		return nil
 	}
-	flushAll(t, b, sink)
-	require.Equal(t, int64(2), sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(2), sink.total())
 	stats, err := b.Stats(ctx)
 	require.NoError(t, err)
 	require.Zero(t, stats.DeadLetters)
@@ -665,8 +667,8 @@ func TestBuffer_ARowThatIsNotThereIsNoReason(t *testing.T) {
 	_, err := b.Flush(t.Context(), sink)
 	require.ErrorContains(t, err, "not in the batch")
 	sink.before = nil
-	flushAll(t, b, sink)
-	require.Equal(t, int64(1), sink.total(0))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1), sink.total())
 }
 
 // During a deployment, processes with more columns, or more shards, run beside those with fewer.
@@ -685,8 +687,8 @@ func TestBuffer_ProcessesThatDiffer(t *testing.T) {
 	sink := newMemorySink()
 	_, err := less.Flush(ctx, sink)
 	require.ErrorContains(t, err, `a column that this buffer does not have, "best"`)
-	flushAll(t, more, sink)
-	require.Equal(t, int64(101), sink.total(0))
+	drainTo(t, more, sink)
+	require.Equal(t, int64(101), sink.total())
 }
 
 func TestBuffer_Close(t *testing.T) {
