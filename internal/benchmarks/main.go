@@ -53,6 +53,7 @@ type suite struct {
 }
 
 var suites = []suite{
+	{"buffer", bufferCases},
 	{"cache", cacheCases},
 }
 
