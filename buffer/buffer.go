@@ -158,7 +158,7 @@ func (o *Options) setDefaults() error {
 			*n.value = n.fallback
 		}
 		if *n.value < n.smallest || *n.value > n.greats {
-			return fmt.Errorf("Options.%s must be %d to %d, got %d", n.name, n.smallest, n.greats, *n.value)
+			return fmt.Errorf("%s must be %d to %d, got %d", "Options."+n.name, n.smallest, n.greats, *n.value)
 		}
 	}
 	if o.MaxPending == 0 {
@@ -188,7 +188,7 @@ func (o *Options) setDefaults() error {
 			*d.value = d.fallback
 		}
 		if *d.value < d.smallest || *d.value%time.Millisecond != 0 || *d.value > math.MaxInt64/8 {
-			return fmt.Errorf("Options.%s must be whole milliseconds and at least %v, got %v", d.name, d.smallest, *d.value)
+			return fmt.Errorf("%s must be whole milliseconds and at least %v, got %v", "Options."+d.name, d.smallest, *d.value)
 		}
 	}
 	if o.OnRegress > RegressPark {

@@ -32,6 +32,11 @@
 //	      HIT   globex   0.979
 //	      MISS  acme     0.979  after Invalidate of acme's
 //	      HIT   globex   0.979  not touched
+//
+//	buffer: the 26 reviews counted by label, in Redis, and flushed to SQL
+//	      flush 1   26 pending before,  26 in SQL after: the connection broke during COMMIT
+//	      flush 2   26 pending before,  26 in SQL after: flushed
+//	      the second one found the first in the ledger: no review is lost, and none counts twice
 package main
 
 import (
@@ -95,6 +100,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		visit func(context.Context) error
 	}{
 		{"cache", t.visitCache},
+		{"buffer", t.visitBuffer},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

@@ -102,6 +102,13 @@ func TestRun_PrintsWhatTheCacheDoes(t *testing.T) {
 		out[strings.Index(out, "two tenants"):])
 }
 
+func TestRun_PrintsWhatTheBufferDoes(t *testing.T) {
+	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\nI love it.\n"), "-")
+	require.NoError(t, err)
+	require.Regexp(t, `flush 1 +3 pending before, +3 in SQL after: the connection broke`, out)
+	require.Regexp(t, `flush 2 +3 pending before, +3 in SQL after: flushed`, out)
+}
+
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {
 	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times`)
 	first, err := tourOf(t, nil)
