@@ -166,11 +166,15 @@ func killOne(ctx context.Context, prefix, redisURL, file string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	var status error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		status = cmd.Wait()
+	}()
 	select {
-	case err := <-ended:
-		return fmt.Errorf("the flusher ended by itself: %w", err)
+	case <-ended:
+		return fmt.Errorf("the flusher ended by itself: %w", status)
 	case <-time.After(killEvery/2 + mathrand.N(killEvery)):
 	case <-ctx.Done():
 	}

@@ -97,7 +97,11 @@ func TestBuffer_LostRepliesOfAdd(t *testing.T) {
 	require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 0)))
 	done, total := addInBackground(t, b, 16, 2000)
 	faults := []func(testing.TB){proxy.DropReplies, proxy.BlackHole, proxy.Cut}
-	for i := range 6 {
+	rounds := 3
+	if soak() {
+		rounds = 30
+	}
+	for i := range rounds {
 		begun := lost.Load()
 		faults[i%3](t)
 		running := true

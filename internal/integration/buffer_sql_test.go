@@ -241,7 +241,6 @@ func TestSQLSink_KeyTypes(t *testing.T) {
 // One row in 10,000 that the database refuses, for each reason there is, does not hold up the others.
 func TestSQLSink_APoisonRow(t *testing.T) {
 	t.Parallel()
-	rows := 10_000
 	type poison struct {
 		entity string
 		deltas []buffer.Delta
@@ -257,6 +256,10 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 		"unknown":    {"unknown", []buffer.Delta{buffer.Int("views", 5)}, "INSERT INTO hits (id) VALUES ('unknown')", 5},
 	}
 	eachDatabase(t, func(t *testing.T, dialect sqlsink.Dialect, d redistest.Database) {
+		rows := 10_000
+		if dialect == sqlsink.DialectSQLite && !soak() {
+			rows = 2_000 // the race detector slows it down most of all
+		}
 		for name, p := range poisons {
 			if dialect == sqlsink.DialectSQLite && name == "long key" {
 				continue // it takes any
