@@ -463,3 +463,42 @@ func restore(t *testing.T, client rueidis.Client, prefix string, keys map[string
 		require.NoError(t, client.Do(t.Context(), client.B().Restore().Key(key).Ttl(0).SerializedValue(value).Build()).Error())
 	}
 }
+
+// With RegressPark nothing that was pending in the state that came back is counted again by itself, also what was not in the
+// batch that met the ledger.
+func TestBuffer_RegressParkTakesAllThatWasPending(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	var snapshot map[string]string
+	spied := &spy{}
+	b := newBuffer(t, rueidishook.WithHook(raw, spiedClient{spy: spied}), allColumns, buffer.Options{
+		Prefix: prefix, Shards: 1, MaxBatch: 2, OnRegress: buffer.RegressPark, Lease: 10 * time.Millisecond,
+	})
+	sink := newMemorySink()
+	for i := range 9 {
+		require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	spied.at = func(p string) {
+		if p == "after claim" && snapshot == nil {
+			snapshot = dump(t, raw, prefix)
+		}
+	}
+	drainTo(t, b, sink)
+	restore(t, raw, prefix, snapshot) // a batch, and more in its generation
+	require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 100)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(9), sink.total())
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(10), stats.DeadLetters)
+	require.Equal(t, int64(1), stats.Regressions)
+	require.NoError(t, b.Add(ctx, "newer", buffer.Int("views", 1000)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1009), sink.total(), "what came later is not suspect")
+	_, err = b.Replay(ctx, "new")
+	require.NoError(t, err)
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1109), sink.total())
+}

@@ -722,3 +722,20 @@ func TestBuffer_Close(t *testing.T) {
 	require.ErrorContains(t, err, "2 rows were not confirmed")
 	server.Resume(t)
 }
+
+// Producers that never stop do not keep a pass from ending.
+func TestBuffer_FlushEnds(t *testing.T) {
+	t.Parallel()
+	b := newBuffer(t, redistest.Shared(t).Client(t), allColumns, buffer.Options{Shards: 1})
+	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
+	sink := newMemorySink()
+	sink.before = func(*buffer.Batch) error {
+		if sink.calls.Load() > 10 {
+			return errors.New("it does not end")
+		}
+		return b.Add(t.Context(), "e", buffer.Int("views", 1))
+	}
+	report, err := b.Flush(t.Context(), sink)
+	require.NoError(t, err)
+	require.Equal(t, buffer.Report{Batches: 1, Rows: 1}, report)
+}
