@@ -45,6 +45,11 @@
 //	lock: 4 workers, two Lockers as if in two processes, add to one count, which has no lock of its own
 //	      the count is 20, and each fence was above the last
 //	      who comes late with the first of them is refused: lock: stale fence
+//
+//	buffer: the 26 reviews counted by label, in Redis, and flushed to SQL
+//	      flush 1   26 pending before,  26 in SQL after: the connection broke during COMMIT
+//	      flush 2   26 pending before,  26 in SQL after: flushed
+//	      the second one found the first in the ledger: no review is lost, and none counts twice
 package main
 
 import (
@@ -110,6 +115,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"cache", t.visitCache},
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
+		{"buffer", t.visitBuffer},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

@@ -116,6 +116,13 @@ func TestRun_PrintsWhatTheLockDoes(t *testing.T) {
 	require.Contains(t, out, "is refused: lock: stale fence")
 }
 
+func TestRun_PrintsWhatTheBufferDoes(t *testing.T) {
+	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\nI love it.\n"), "-")
+	require.NoError(t, err)
+	require.Regexp(t, `flush 1 +3 pending before, +3 in SQL after: the connection broke`, out)
+	require.Regexp(t, `flush 2 +3 pending before, +3 in SQL after: flushed`, out)
+}
+
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {
 	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times|WAIT +\d+ms`)
 	first, err := tourOf(t, nil)

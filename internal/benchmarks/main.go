@@ -60,6 +60,7 @@ type suite struct {
 }
 
 var suites = []suite{
+	{"buffer", bufferCases},
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
 	{"lock", lockCases},

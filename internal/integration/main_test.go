@@ -25,8 +25,9 @@ func TestMain(m *testing.M) {
 
 // children are what this test binary can do as another process, which tests may kill and stop.
 var children = map[string]func() error{
-	"cache": cacheChild,
-	"lock":  lockChild,
+	"buffer": bufferChild,
+	"cache":  cacheChild,
+	"lock":   lockChild,
 }
 
 // child returns a process that runs one of children, killed at the end of the test if it still runs by then.

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,12 +22,17 @@ import (
 const builtPrefix = "redispatterns/"
 
 // source says where the image of a kind comes from: a public one, or the packages of a Debian suite.
-type source struct{ public, suite, pkg string }
+type source struct {
+	public, suite, pkg string
+	share              []string // folders of /usr/share that the server needs
+}
 
 var sources = map[Kind]source{
-	Redis70: {"redis:7.0", "bookworm", "redis-server"},
-	Redis8:  {"redis:8", "trixie", "redis-server"},
-	Valkey8: {"valkey/valkey:8", "trixie", "valkey-server"},
+	Redis70:  {public: "redis:7.0", suite: "bookworm", pkg: "redis-server"},
+	Redis8:   {public: "redis:8", suite: "trixie", pkg: "redis-server"},
+	Valkey8:  {public: "valkey/valkey:8", suite: "trixie", pkg: "valkey-server"},
+	Postgres: {"postgres:15", "bookworm", "postgresql-15", []string{"postgresql", "zoneinfo"}},
+	MariaDB:  {"mariadb:10.11", "bookworm", "mariadb-server", []string{"mysql"}},
 }
 
 // image returns the name of a local image with the server: one that is there, or pulled, or built, in this order. A kind
@@ -116,7 +122,7 @@ func (d *docker) build(ctx context.Context, kind Kind, src source) (_ string, er
 		return "", err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	debs, err := downloadDebs(ctx, dir, d.arch, src.suite, src.pkg, "dash", "coreutils")
+	debs, err := downloadDebs(ctx, dir, d.arch, src.suite, src.pkg, "dash", "coreutils", "sed", "grep", "hostname", "util-linux")
 	if err != nil {
 		return "", err
 	}
@@ -128,7 +134,7 @@ func (d *docker) build(ctx context.Context, kind Kind, src source) (_ string, er
 	}
 	// The daemon reads the archive while it is written.
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeRoot(ctx, w, debs)) }()
+	go func() { w.CloseWithError(writeRoot(ctx, w, debs, src.share)) }()
 	name := builtPrefix + string(kind) + ":" + tag
 	out, err := d.client.ImageImport(ctx, client.ImageImportSource{Source: r, SourceName: "-"}, name, client.ImageImportOptions{})
 	if err != nil {
@@ -227,7 +233,7 @@ func output(ctx context.Context, name string, args ...string) (string, error) {
 
 // writeRoot writes the files of the packages as one archive. Debian's packages still mix /lib and /usr/lib, which is one
 // folder since the merge of /usr: everything goes below /usr, and symbolic links stand for the old names.
-func writeRoot(ctx context.Context, w io.Writer, debs []string) error {
+func writeRoot(ctx context.Context, w io.Writer, debs, share []string) error {
 	archive := tar.NewWriter(w)
 	for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
 		h := &tar.Header{Typeflag: tar.TypeSymlink, Name: dir, Linkname: "usr/" + dir, Mode: 0o777}
@@ -240,14 +246,14 @@ func writeRoot(ctx context.Context, w io.Writer, debs []string) error {
 	}
 	seen := map[string]bool{} // the daemon refuses a name that comes twice, as folders do
 	for _, deb := range debs {
-		if err := copyDeb(ctx, archive, deb, seen); err != nil {
+		if err := copyDeb(ctx, archive, deb, share, seen); err != nil {
 			return fmt.Errorf("unpack %s: %w", filepath.Base(deb), err)
 		}
 	}
 	return archive.Close()
 }
 
-func copyDeb(ctx context.Context, archive *tar.Writer, deb string, seen map[string]bool) (err error) {
+func copyDeb(ctx context.Context, archive *tar.Writer, deb string, share []string, seen map[string]bool) (err error) {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -271,8 +277,8 @@ func copyDeb(ctx context.Context, archive *tar.Writer, deb string, seen map[stri
 		}
 		slash := strings.HasSuffix(h.Name, "/")
 		name := merged(h.Name)
-		if name == "." || seen[name] || strings.HasPrefix(name, "usr/share/") {
-			continue // below /usr/share are documentation and translations
+		if name == "." || seen[name] || !isNeeded(name, share) {
+			continue
 		}
 		seen[name] = true
 		if h.Typeflag == tar.TypeLink {
@@ -289,6 +295,16 @@ func copyDeb(ctx context.Context, archive *tar.Writer, deb string, seen map[stri
 			return err
 		}
 	}
+}
+
+// isNeeded reports whether an image needs a file: what is below /usr/share are mostly documentation and translations.
+func isNeeded(name string, share []string) bool {
+	rest, ok := strings.CutPrefix(name, "usr/share/")
+	if !ok {
+		return true
+	}
+	folder, _, _ := strings.Cut(rest, "/")
+	return slices.Contains(share, folder)
 }
 
 func merged(name string) string {

@@ -93,9 +93,10 @@ type state struct {
 	stops  []func()
 	notRun map[string]int // what is missing and why: how many tests would have needed it
 
-	servers  memo[Kind, *Server]
-	clusters memo[Kind, *Cluster]
-	images   memo[Kind, string]
+	servers   memo[Kind, *Server]
+	clusters  memo[Kind, *Cluster]
+	databases memo[Kind, *databaseServer]
+	images    memo[Kind, string]
 }
 
 func (r *state) onStop(stop func()) {

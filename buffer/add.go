@@ -1,0 +1,438 @@
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/script"
+)
+
+const (
+	maxTripFields = 1000    // merged by one script
+	maxTripBytes  = 1 << 20 // of their names
+	postDelay     = 10 * time.Millisecond
+	minRetry      = 5 * time.Millisecond
+	maxRetry      = time.Second
+)
+
+// shard is this process' side of one: what waits to be sent. One round trip is under way at a time; what comes meanwhile is
+// merged and goes with the next. Each has a number by which Redis knows those that it has seen.
+type shard struct {
+	b    *Buffer
+	keys shardKeys
+
+	mu          sync.Mutex
+	adds, posts *group
+	postsDue    time.Duration // since epoch
+	rows        int           // in both groups and under way
+	lost        int           // rows that Close gave up
+	sending     bool
+	closed      bool
+	wake        chan struct{} // ends a wait for postsDue
+
+	seq uint64 // of the last round trip; the sender's own
+}
+
+// group is what one round trip, or several if it is large, will bring to Redis.
+type group struct {
+	rows map[string]*row
+	list []*row
+	done chan struct{} // closed when all rows have their outcome
+}
+
+type row struct {
+	entity   string
+	values   []Value // one per column
+	err      error
+	overflow uint32 // columns that Redis refused, one bit each
+}
+
+// Add merges values into an entity's row and returns when Redis has them. Concurrent calls share round trips.
+//
+// If it returns nil, they are counted. [ErrUnconfirmed] means that they will be, unless this process ends first. With an
+// [*OverflowError] all but the columns named in it are counted. With any other error nothing is: not with ErrFull or
+// ErrClosed, not if an argument is wrong (a column that does not exist, or is for another kind of values; NaN or an
+// infinity; an entity of more than 64 KiB), not if ctx had ended, and not if Redis refused, as one that is out of memory does.
+func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("buffer: add: %w", err)
+	}
+	if err := b.check(entity, deltas); err != nil {
+		return fmt.Errorf("buffer: add: %w", err)
+	}
+	s := b.shards[shardOf(entity, len(b.shards))]
+	s.mu.Lock()
+	g, r, err := s.rowOf(&s.adds, entity)
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	asked, overflow := r.merge(b.columns, deltas)
+	s.send()
+	s.mu.Unlock()
+
+	select {
+	case <-g.done:
+	default:
+		bound, cancel := b.waits.Bound(ctx, sinceEpoch())
+		defer cancel()
+		select {
+		case <-g.done:
+		case <-bound.Done():
+			return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
+		}
+	}
+	if r.err != nil {
+		return r.err
+	}
+	if overflow |= r.overflow & asked; overflow != 0 {
+		return b.overflowError(overflow)
+	}
+	return nil
+}
+
+// Post is Add without waiting, and without knowing: it merges the values in memory and has them sent within some 10ms. What
+// was not sent is lost when the process is killed, and a value whose sum overflows is dropped: see Stats.Dropped and
+// Hooks.Error. If Redis does not take it, it is kept and sent again, and when Options.MaxLocal is reached, Post returns
+// ErrFull. Call Close at the end of the process.
+func (b *Buffer) Post(entity string, deltas ...Delta) error {
+	if err := b.check(entity, deltas); err != nil {
+		return fmt.Errorf("buffer: post: %w", err)
+	}
+	s := b.shards[shardOf(entity, len(b.shards))]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.posts == nil {
+		s.postsDue = sinceEpoch() + postDelay
+	}
+	_, r, err := s.rowOf(&s.posts, entity)
+	if err != nil {
+		return err
+	}
+	if _, overflow := r.merge(b.columns, deltas); overflow != 0 {
+		return b.overflowError(overflow)
+	}
+	s.send()
+	return nil
+}
+
+func (b *Buffer) overflowError(columns uint32) error {
+	e := &OverflowError{}
+	for i, c := range b.columns {
+		if columns&(1<<i) != 0 {
+			e.Columns = append(e.Columns, c.Name)
+		}
+	}
+	return e
+}
+
+func (b *Buffer) check(entity string, deltas []Delta) error {
+	if len(entity) > maxEntity {
+		return fmt.Errorf("entity has %d bytes, more than %d", len(entity), maxEntity)
+	}
+	if len(deltas) == 0 {
+		return errors.New("no values")
+	}
+	for i := range deltas {
+		d := &deltas[i]
+		c := columnIndex(b.columns, d.column)
+		if c < 0 {
+			return fmt.Errorf("there is no column %q", d.column)
+		}
+		switch {
+		case kindOf(b.columns[c].Op) != d.kind:
+			return fmt.Errorf("column %q is for values of another kind", d.column)
+		case d.kind == 'f' && (math.IsNaN(d.float) || math.IsInf(d.float, 0)):
+			return fmt.Errorf("column %q: the value is not finite", d.column)
+		case d.kind == 'a' && len(d.text) > maxEntity:
+			return fmt.Errorf("column %q: the text has %d bytes, more than %d", d.column, len(d.text), maxEntity)
+		}
+	}
+	return nil
+}
+
+func columnIndex(columns []Column, name string) int {
+	for i := range columns {
+		if columns[i].Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// rowOf returns the row of an entity in a group that is yet to be sent.
+func (s *shard) rowOf(of **group, entity string) (*group, *row, error) {
+	if s.closed {
+		return nil, nil, ErrClosed
+	}
+	g := *of
+	if g != nil {
+		if r := g.rows[entity]; r != nil {
+			return g, r, nil
+		}
+	}
+	if s.rows >= s.b.opts.MaxLocal/len(s.b.shards) {
+		return nil, nil, ErrFull
+	}
+	if g == nil {
+		g = &group{rows: make(map[string]*row), done: make(chan struct{})}
+		*of = g
+	}
+	r := &row{entity: entity, values: make([]Value, len(s.b.columns))}
+	g.rows[entity] = r
+	g.list = append(g.list, r)
+	s.rows++
+	return g, r, nil
+}
+
+// merge returns which columns it was asked to change, and in which of these the sum would overflow.
+func (r *row) merge(columns []Column, deltas []Delta) (asked, overflow uint32) {
+	for i := range deltas {
+		d := &deltas[i]
+		c := columnIndex(columns, d.column)
+		v := Value{Set: true, Int: d.int, Float: d.float}
+		if d.kind == 'a' {
+			v = Value{Set: true, Text: d.text, At: time.UnixMicro(d.int).UTC()}
+		}
+		asked |= 1 << c
+		if !r.values[c].merge(columns[c].Op, v) {
+			overflow |= 1 << c
+		}
+	}
+	return asked, overflow
+}
+
+// send sees to it that somebody sends. s.mu is held.
+func (s *shard) send() {
+	if s.sending {
+		if s.adds != nil {
+			s.wakeUp()
+		}
+		return
+	}
+	s.sending = true
+	s.b.senders.Go(s.sendAll)
+}
+
+func (s *shard) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sendAll sends until there is nothing left. Values that were only posted wait a moment for more.
+func (s *shard) sendAll() {
+	for {
+		s.mu.Lock()
+		if s.adds == nil && s.posts == nil {
+			s.sending = false
+			s.mu.Unlock()
+			return
+		}
+		if wait := s.postsDue - sinceEpoch(); s.adds == nil && wait > 0 {
+			s.mu.Unlock()
+			s.linger(wait)
+			continue
+		}
+		adds, posts := s.adds, s.posts
+		s.adds, s.posts = nil, nil
+		s.mu.Unlock()
+		var rows []*row
+		if adds != nil {
+			rows = adds.list
+		}
+		if posts != nil {
+			rows = append(rows, posts.list...)
+		}
+		for rest := rows; len(rest) > 0; {
+			n := tripSize(rest)
+			if err := s.trip(rest[:n]); err != nil {
+				for _, r := range rest[:n] {
+					r.err = err
+				}
+			}
+			rest = rest[n:]
+		}
+		s.settle(rows, posts)
+		if adds != nil {
+			close(adds.done)
+		}
+	}
+}
+
+// linger waits for more to be posted, or for something more urgent. If Close has given up, it drops what was posted.
+func (s *shard) linger(wait time.Duration) {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.wake:
+	case <-s.b.abandon:
+		s.mu.Lock()
+		s.lost += len(s.posts.list)
+		s.posts = nil
+		s.mu.Unlock()
+	}
+}
+
+// settle keeps the posted rows that Redis did not take.
+func (s *shard) settle(rows []*row, posts *group) {
+	b := s.b
+	var dropped uint32
+	s.mu.Lock()
+	s.rows -= len(rows)
+	for _, r := range rows {
+		if errors.Is(r.err, errGivenUp) {
+			s.lost++
+		}
+	}
+	if posts != nil {
+		for _, r := range posts.list {
+			lost := r.overflow
+			if r.err != nil && !errors.Is(r.err, errGivenUp) {
+				lost = s.keep(r)
+			}
+			b.stats.dropped.Add(uint64(bits.OnesCount32(lost)))
+			dropped |= lost
+		}
+	}
+	s.mu.Unlock()
+	if dropped != 0 {
+		b.reportError(context.Background(), OpPost, b.overflowError(dropped))
+	}
+}
+
+// keep puts a posted row back, to be sent later. s.mu is held.
+func (s *shard) keep(r *row) (overflow uint32) {
+	if s.posts == nil {
+		s.posts = &group{rows: make(map[string]*row)}
+	}
+	s.postsDue = sinceEpoch() + 10*postDelay
+	r.err = nil
+	newer := s.posts.rows[r.entity]
+	if newer == nil {
+		s.posts.rows[r.entity] = r
+		s.posts.list = append(s.posts.list, r)
+		s.rows++
+		return 0
+	}
+	for c := range r.values {
+		if !newer.values[c].merge(s.b.columns[c].Op, r.values[c]) {
+			overflow |= 1 << c
+		}
+	}
+	return overflow
+}
+
+// tripSize is how many rows may go in one round trip.
+func tripSize(rows []*row) int {
+	fields, bytes := 0, 0
+	for i, r := range rows {
+		for c := range r.values {
+			if r.values[c].Set {
+				fields++
+				bytes += len(r.entity) + len(r.values[c].Text)
+			}
+		}
+		if i > 0 && (fields > maxTripFields || bytes > maxTripBytes) {
+			return i
+		}
+	}
+	return len(rows)
+}
+
+var errGivenUp = errors.New("closed before Redis confirmed")
+
+// trip brings rows to Redis, and sends them until it is known what became of them. It returns an error if nothing was
+// counted; else rows know what was not.
+func (s *shard) trip(rows []*row) error {
+	b := s.b
+	s.seq++
+	args := make([]string, 3, 3+4*len(rows))
+	args[0] = strconv.FormatUint(s.seq, 10)
+	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
+	args[2] = strconv.FormatInt(writerTTL.Milliseconds(), 10)
+	for _, r := range rows {
+		n := 0
+		count := len(args)
+		args = append(args, "")
+		for c := range r.values {
+			if r.values[c].Set {
+				args = append(args, b.columns[c].field(r.entity), r.values[c].encode(b.columns[c].Op))
+				n++
+			}
+		}
+		args[count] = strconv.Itoa(n)
+	}
+	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
+	unknown := false // whether a copy may have been executed whose reply was lost
+	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
+		refused, err := s.send1(call, &unknown)
+		if err == nil {
+			s.note(rows, refused)
+			return nil
+		}
+		if _, answered := rueidis.IsRedisErr(err); answered && !unknown {
+			return fmt.Errorf("buffer: redis refused: %w", err)
+		}
+		b.reportError(context.Background(), OpSend, err)
+		timer := time.NewTimer(retry)
+		select {
+		case <-timer.C:
+		case <-b.abandon:
+			timer.Stop()
+			return fmt.Errorf("%w: %w", ErrUnconfirmed, errGivenUp)
+		}
+	}
+}
+
+func (s *shard) send1(call script.Call, unknown *bool) (string, error) {
+	b := s.b
+	ctx, cancel := context.WithTimeout(context.Background(), b.opts.OpTimeout)
+	defer cancel()
+	if at := b.registered.Load(); at == 0 || int64(sinceEpoch())-at > int64(time.Minute) {
+		if _, err := b.register(ctx); err != nil {
+			return "", err
+		}
+	}
+	refused, err := script.Do(ctx, b.client, call).ToString()
+	if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
+		*unknown = true
+	}
+	return refused, err
+}
+
+// note reads what add.lua says was refused.
+func (s *shard) note(rows []*row, refused string) {
+	for item := range strings.FieldsSeq(refused) {
+		index, field, isField := strings.Cut(item, ".")
+		i, err := strconv.Atoi(index)
+		if err != nil || i >= len(rows) {
+			continue
+		}
+		if !isField {
+			rows[i].err = ErrFull
+			continue
+		}
+		n, err := strconv.Atoi(field)
+		for c := range rows[i].values {
+			if !rows[i].values[c].Set {
+				continue
+			}
+			if n == 0 && err == nil {
+				rows[i].overflow |= 1 << c
+			}
+			n--
+		}
+	}
+}

@@ -1,0 +1,45 @@
+-- Merges rows into the shard's current generation, once, however often it is sent.
+-- KEYS cur, writer, meta
+-- ARGV seq, max fields, ttl ms; then per row: number of fields, and field and value of each
+-- Returns what was refused: "row " for a row that the shard is too full for, "row.field " for a field that would
+-- overflow, counted from 0. The writer's key has the last seq and what was returned for it.
+local seq = tonumber(ARGV[1])
+-- The first write: on a full server it fails, and nothing has happened; after it all others pass.
+local last = redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3], 'GET')
+if last then
+  local n, refused = string.match(last, '^(%d+) ?(.*)$')
+  if tonumber(n) >= seq then
+    redis.call('SET', KEYS[2], last, 'PX', ARGV[3])
+    return refused
+  end
+end
+local size = redis.call('HLEN', KEYS[1])
+if size == 0 then
+  local t = redis.call('TIME')
+  redis.call('HSET', KEYS[3], 'since', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000)))
+end
+local full = size >= tonumber(ARGV[2])
+local refused = ''
+local i, row = 4, 0
+while i <= #ARGV do
+  local n = tonumber(ARGV[i])
+  local fits = true
+  if full then -- fields that are there already cost nothing
+    for j = i + 1, i + 2 * n, 2 do
+      fits = fits and redis.call('HEXISTS', KEYS[1], ARGV[j]) == 1
+    end
+  end
+  if not fits then
+    refused = refused .. row .. ' '
+  else
+    for j = 0, n - 1 do
+      if not merge(KEYS[1], ARGV[i + 1 + 2 * j], ARGV[i + 2 + 2 * j]) then
+        refused = refused .. row .. '.' .. j .. ' '
+      end
+    end
+  end
+  i = i + 1 + 2 * n
+  row = row + 1
+end
+if refused ~= '' then redis.call('SET', KEYS[2], ARGV[1] .. ' ' .. refused, 'PX', ARGV[3]) end
+return refused

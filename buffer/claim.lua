@@ -1,0 +1,45 @@
+-- Gives the caller the shard's live batch, or makes one of the oldest generation. There is at most one live batch.
+-- KEYS meta, cur, gen, batch
+-- ARGV owner, lease ms, max fields, nonce for a new batch, whether cur may become the generation to flush (1 or 0)
+-- Returns {} if there is nothing; {ms} if another owner's lease lasts that long; else
+-- {nonce, epoch, seq, version, attempt, ms since its oldest field, 1 if suspect, 1 if cur became gen}.
+redis.call('HDEL', KEYS[1], '') -- a write that a full server allows: after it, it allows the others
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local lease = string.format('%.0f', now + tonumber(ARGV[2]))
+local opened = 0
+local m = redis.call('HMGET', KEYS[1], 'nonce', 'owner', 'expires')
+if m[1] then
+  if m[2] ~= ARGV[1] and tonumber(m[3]) > now then return {string.format('%.0f', tonumber(m[3]) - now)} end
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'expires', lease)
+else
+  if redis.call('EXISTS', KEYS[3]) == 0 then
+    if ARGV[5] ~= '1' or redis.call('EXISTS', KEYS[2]) == 0 then return {} end
+    redis.call('RENAME', KEYS[2], KEYS[3])
+    redis.call('HSET', KEYS[1], 'genSince', redis.call('HGET', KEYS[1], 'since') or string.format('%.0f', now))
+    opened = 1
+  end
+  local max = tonumber(ARGV[3])
+  if redis.call('HLEN', KEYS[3]) <= max then
+    redis.call('RENAME', KEYS[3], KEYS[4])
+  else
+    local kv = redis.call('HRANDFIELD', KEYS[3], max, 'WITHVALUES')
+    for i = 1, #kv, 2000 do
+      local fields = {}
+      for j = i, math.min(i + 1998, #kv), 2 do fields[#fields + 1] = kv[j] end
+      redis.call('HSET', KEYS[4], unpack(kv, i, math.min(i + 1999, #kv)))
+      redis.call('HDEL', KEYS[3], unpack(fields))
+    end
+  end
+  local suspect = tonumber(redis.call('HGET', KEYS[1], 'suspect') or '0')
+  if suspect > 0 and redis.call('EXISTS', KEYS[3]) == 0 then redis.call('HINCRBY', KEYS[1], 'suspect', -1) end
+  redis.call('HSETNX', KEYS[1], 'epoch', string.format('%.0f', now))
+  redis.call('HINCRBY', KEYS[1], 'seq', 1)
+  redis.call('HSET', KEYS[1], 'nonce', ARGV[4], 'owner', ARGV[1], 'expires', lease, 'version', 0, 'attempt', 0,
+    'batchSince', redis.call('HGET', KEYS[1], 'genSince') or string.format('%.0f', now), 'park', suspect > 0 and 1 or 0)
+end
+redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+local r = redis.call('HMGET', KEYS[1], 'nonce', 'epoch', 'seq', 'version', 'attempt', 'batchSince', 'park')
+r[6] = string.format('%.0f', now - tonumber(r[6]))
+r[8] = tostring(opened)
+return r

@@ -1,0 +1,51 @@
+package buffer
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// Hooks are optional functions that a buffer calls, for metrics and traces, from several goroutines at once. Keep them fast,
+// and do not let them panic. Nil ones cost nothing.
+type Hooks struct {
+	// Flush is called after each attempt of a batch.
+	Flush func(ctx context.Context, info FlushInfo)
+	// Regress is called when Redis turns out to be behind the sink's ledger. See Options.OnRegress.
+	Regress func(ctx context.Context, info RegressInfo)
+	// Error is called with each failure that the buffer goes on in spite of; op is one of the Op constants.
+	Error func(ctx context.Context, op string, err error)
+}
+
+// What a buffer failed to do, for [Hooks].Error.
+const (
+	OpSend  = "send"  // send values to Redis; it goes on trying
+	OpPost  = "post"  // have Redis take a posted value: its sum would overflow, and it is lost
+	OpFlush = "flush" // claim, read, apply or acknowledge a batch; it goes on trying
+)
+
+// FlushInfo describes one attempt of a batch.
+type FlushInfo struct {
+	Shard   int
+	Rows    int           // how many were given to the sink at last
+	Dead    int           // how many the sink refused for good
+	Attempt int           // 1 for the first
+	Age     time.Duration // of the batch's oldest value, when it was claimed
+	Took    time.Duration
+	Err     error // nil if the batch was applied, now or before, and acknowledged
+}
+
+// RegressInfo describes a batch whose place in the ledger is taken.
+type RegressInfo struct {
+	Shard  int
+	Rows   int
+	Parked bool // whether it goes to the dead letters
+}
+
+type counters struct{ dropped atomic.Uint64 }
+
+func (b *Buffer) reportError(ctx context.Context, op string, err error) {
+	if b.opts.Hooks.Error != nil {
+		b.opts.Hooks.Error(ctx, op, err)
+	}
+}

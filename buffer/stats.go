@@ -1,0 +1,286 @@
+package buffer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/script"
+)
+
+// Stats describes a buffer: first what Redis has of all processes, then what this one has.
+type Stats struct {
+	Pending     int64         // fields that are not flushed yet
+	OldestAge   time.Duration // how long the oldest of them has been there, by Redis' clock; alert on this
+	LiveBatches int           // batches that are claimed and not acknowledged: one per shard at most
+	Attempts    int           // of the live batch that has had most
+	DeadLetters int64         // fields
+	Regressions int64         // how often Redis turned out to be behind the ledger
+
+	Local   int    // rows of this process that Redis has not confirmed
+	Dropped uint64 // values that this process posted and Redis refused since the sum would overflow
+}
+
+// Stats reads how the buffer is doing, in one round trip after another that tells the number of shards.
+func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
+	var s Stats
+	for _, shard := range b.shards {
+		shard.mu.Lock()
+		s.Local += shard.rows
+		shard.mu.Unlock()
+	}
+	s.Dropped = b.stats.dropped.Load()
+	n, err := b.register(ctx)
+	if err != nil {
+		return s, fmt.Errorf("buffer: stats: %w", err)
+	}
+	calls := make([]script.Call, n)
+	for i := range calls {
+		k := b.keys.shard(i, "")
+		calls[i] = statsScript.Call([]string{k.meta, k.cur, k.gen, k.batch, k.dead})
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	defer cancel()
+	for _, r := range script.DoMulti(ctx, b.client, calls) {
+		v, err := r.AsIntSlice()
+		if err == nil && len(v) != 6 {
+			err = errForeign
+		}
+		if err != nil {
+			return s, fmt.Errorf("buffer: stats: %w", err)
+		}
+		s.Pending += v[0]
+		s.OldestAge = max(s.OldestAge, time.Duration(v[1])*time.Millisecond)
+		s.LiveBatches += int(v[2])
+		s.Attempts = max(s.Attempts, int(v[3]))
+		s.DeadLetters += v[4]
+		s.Regressions += v[5]
+	}
+	return s, nil
+}
+
+// Pending returns what is on its way to the sink for each of the entities that have anything: what Redis has, dead letters
+// not included. A batch that the sink has applied counts until it is acknowledged, so that the sink's value and the
+// pending one together may be too large for a moment, never too small.
+func (b *Buffer) Pending(ctx context.Context, entities ...string) (map[string]Row, error) {
+	rows, err := b.readPending(ctx, entities)
+	if err != nil {
+		return nil, fmt.Errorf("buffer: pending: %w", err)
+	}
+	return rows, nil
+}
+
+func (b *Buffer) readPending(ctx context.Context, entities []string) (map[string]Row, error) {
+	const perCall = 100
+	byShard := map[int][]string{}
+	for _, e := range slices.Compact(slices.Sorted(slices.Values(entities))) {
+		n := shardOf(e, len(b.shards))
+		byShard[n] = append(byShard[n], e)
+	}
+	var calls []script.Call
+	var asked [][]string
+	for n, entities := range byShard {
+		k := b.keys.shard(n, "")
+		for chunk := range slices.Chunk(entities, perCall) {
+			fields := make([]string, 0, len(chunk)*len(b.columns))
+			for _, e := range chunk {
+				for _, c := range b.columns {
+					fields = append(fields, c.field(e))
+				}
+			}
+			calls = append(calls, pendingScript.Call([]string{k.cur, k.gen, k.batch}, fields...))
+			asked = append(asked, chunk)
+		}
+	}
+	if len(calls) == 0 {
+		return map[string]Row{}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	defer cancel()
+	rows := map[string]Row{}
+	for i, r := range script.DoMulti(ctx, b.client, calls) {
+		replies, err := r.ToArray()
+		if err != nil {
+			return nil, err
+		}
+		width := len(asked[i]) * len(b.columns)
+		if len(replies) != 3*width {
+			return nil, errForeign
+		}
+		for j, reply := range replies {
+			if reply.IsNil() {
+				continue
+			}
+			text, err := reply.ToString()
+			if err != nil {
+				return nil, err
+			}
+			entity, c := asked[i][j%width/len(b.columns)], j%len(b.columns)
+			v, err := decodeValue(b.columns[c].Op, text)
+			if err != nil {
+				return nil, err
+			}
+			row, ok := rows[entity]
+			if !ok {
+				row = Row{entity, make([]Value, len(b.columns))}
+				rows[entity] = row
+			}
+			if !row.Values[c].merge(b.columns[c].Op, v) {
+				return nil, fmt.Errorf("%w: %s", ErrOverflow, b.columns[c].Name)
+			}
+		}
+	}
+	return rows, nil
+}
+
+// DeadLetter is a value that the sink refused for good.
+type DeadLetter struct {
+	Entity string
+	Column Column
+	Value  Value
+	Reason string // of the latest refusal
+}
+
+// DeadLetters returns all values that the sink refused for good: one per field, merged, or more if their sum overflows. They
+// stay until Replay. The order is arbitrary, and a letter that comes, or grows, meanwhile may or may not be seen.
+func (b *Buffer) DeadLetters(ctx context.Context) iter.Seq2[DeadLetter, error] {
+	return func(yield func(DeadLetter, error) bool) {
+		err := b.scanDead(ctx, func(k shardKeys, fields, values []string) error {
+			letters, err := b.letters(ctx, k, fields, values)
+			if err != nil {
+				return err
+			}
+			for _, l := range letters {
+				if !yield(l, nil) {
+					return errStop
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			yield(DeadLetter{}, fmt.Errorf("buffer: dead letters: %w", err))
+		}
+	}
+}
+
+var errStop = errors.New("stop")
+
+func (b *Buffer) letters(ctx context.Context, k shardKeys, fields, values []string) ([]DeadLetter, error) {
+	letters := make([]DeadLetter, len(fields))
+	reasonOf := make([]string, len(fields))
+	for i, field := range fields {
+		reasonOf[i] = originalField(field)
+		column, entity, err := splitField(reasonOf[i])
+		if err != nil {
+			return nil, err
+		}
+		v, err := decodeValue(column.Op, values[i])
+		if err != nil {
+			return nil, err
+		}
+		letters[i] = DeadLetter{Entity: entity, Column: column, Value: v}
+	}
+	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	defer cancel()
+	reasons, err := b.client.Do(ctx, b.client.B().Hmget().Key(k.reasons).Field(reasonOf...).Build()).AsStrSlice()
+	if err != nil {
+		return nil, err
+	}
+	for i := range letters {
+		letters[i].Reason = reasons[i]
+	}
+	return letters, nil
+}
+
+// originalField takes out the digits that ack.lua puts after the first byte of a field.
+func originalField(dead string) string {
+	for i := 1; i < len(dead); i++ {
+		if dead[i] < '0' || dead[i] > '9' {
+			return dead[:1] + dead[i:]
+		}
+	}
+	return dead
+}
+
+// scanDead calls fn with portions of the dead letters of each shard, as they are stored.
+func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, fields, values []string) error) error {
+	n, err := b.register(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range n {
+		k := b.keys.shard(i, "")
+		// A scan may return a field twice.
+		seen := map[string]struct{}{}
+		for cursor, first := uint64(0), true; first || cursor != 0; first = false {
+			entry, err := b.scan(ctx, k.dead, cursor)
+			if err != nil {
+				return err
+			}
+			cursor = entry.Cursor
+			var fields, values []string
+			for j := 0; j+1 < len(entry.Elements); j += 2 {
+				if _, ok := seen[entry.Elements[j]]; !ok {
+					seen[entry.Elements[j]] = struct{}{}
+					fields, values = append(fields, entry.Elements[j]), append(values, entry.Elements[j+1])
+				}
+			}
+			if len(fields) == 0 {
+				continue
+			}
+			if err := fn(k, fields, values); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (b *Buffer) scan(ctx context.Context, key string, cursor uint64) (rueidis.ScanEntry, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	defer cancel()
+	return b.client.Do(ctx, b.client.B().Hscan().Key(key).Cursor(cursor).Count(500).Build()).AsScanEntry()
+}
+
+// Replay puts dead letters back to be flushed again, those of the given entities or, without any, all, and returns how many.
+// Call it after what the sink refused was repaired. One that would overflow a sum that is pending stays. Options.MaxPending
+// does not bound it.
+func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
+	wanted := make(map[string]struct{}, len(entities))
+	for _, e := range entities {
+		wanted[e] = struct{}{}
+	}
+	moved := 0
+	err := b.scanDead(ctx, func(k shardKeys, fields, _ []string) error {
+		if len(wanted) > 0 {
+			fields = slices.DeleteFunc(fields, func(field string) bool {
+				_, entity, err := splitField(originalField(field))
+				_, ok := wanted[entity]
+				return err != nil || !ok
+			})
+		}
+		for chunk := range slices.Chunk(fields, maxTripFields) {
+			n, err := b.replay(ctx, k, chunk)
+			if err != nil {
+				return err
+			}
+			moved += int(n)
+		}
+		return nil
+	})
+	if err != nil {
+		return moved, fmt.Errorf("buffer: replay: %w", err)
+	}
+	return moved, nil
+}
+
+func (b *Buffer) replay(ctx context.Context, k shardKeys, fields []string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	defer cancel()
+	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, fields...)).AsInt64()
+}

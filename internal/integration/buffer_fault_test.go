@@ -1,0 +1,504 @@
+package integration
+
+import (
+	"context"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redispatterns/redispatterns/buffer"
+	"github.com/redispatterns/redispatterns/buffer/sqlsink"
+	"github.com/redispatterns/redispatterns/internal/integration/redistest"
+)
+
+// addInBackground is addMany in a goroutine, which closes done at its end.
+func addInBackground(t *testing.T, b *buffer.Buffer, goroutines, each int) (done chan struct{}, total int64) {
+	t.Helper()
+	done = make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(done)
+		addMany(t, b, goroutines, each)
+	})
+	t.Cleanup(wg.Wait)
+	return done, int64(goroutines * each)
+}
+
+// addMany lets goroutines add 1 to one entity, and others, many times, and requires that each is confirmed.
+func addMany(t *testing.T, b *buffer.Buffer, goroutines, each int) (total int64) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for g := range goroutines {
+		wg.Go(func() {
+			for i := range each {
+				entity := "hot"
+				if (g+i)%4 == 0 {
+					entity = strconv.Itoa(i)
+				}
+				require.NoError(t, b.Add(t.Context(), entity, buffer.Int("views", 1)))
+			}
+		})
+	}
+	wg.Wait()
+	return int64(goroutines * each)
+}
+
+func TestBuffer_100kIncrementsOfOneFieldWhileItIsFlushed(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	opts := buffer.Options{Prefix: prefix, Shards: 1, MaxBatch: 2, FlushEvery: time.Millisecond}
+	sink := newMemorySink()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var flushers sync.WaitGroup
+	for range 2 {
+		b := newBuffer(t, client, allColumns, opts)
+		flushers.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
+	}
+	b := newBuffer(t, client, allColumns, opts)
+	var producers sync.WaitGroup
+	for range 50 {
+		producers.Go(func() {
+			for i := range 2000 {
+				require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 1)))
+				if i%100 == 0 {
+					require.NoError(t, b.Add(t.Context(), strconv.Itoa(i), buffer.Int("best", 1))) // so that there are slices
+				}
+			}
+		})
+	}
+	producers.Wait()
+	stop()
+	flushers.Wait()
+	drainTo(t, b, sink)
+	require.Equal(t, int64(100_000), sink.rows["hot"][0].Int)
+	require.Greater(t, len(sink.seqs), 20, "it was flushed all the while")
+}
+
+// Replies to adds get lost for longer than a round trip may take, again and again: each is sent until it is confirmed.
+func TestBuffer_LostRepliesOfAdd(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	prefix := redistest.Prefix(t)
+	var lost atomic.Int64
+	b := newBuffer(t, server.Client(t, proxy.Through, redistest.OneConnection), allColumns, buffer.Options{
+		Prefix: prefix, Shards: 2, OpTimeout: 50 * time.Millisecond,
+		Hooks: buffer.Hooks{Error: func(context.Context, string, error) { lost.Add(1) }},
+	})
+	require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 0)))
+	done, total := addInBackground(t, b, 16, 2000)
+	faults := []func(testing.TB){proxy.DropReplies, proxy.BlackHole, proxy.Cut}
+	rounds := 3
+	if soak() {
+		rounds = 30
+	}
+	for i := range rounds {
+		begun := lost.Load()
+		faults[i%3](t)
+		running := true
+		require.Eventually(t, func() bool {
+			select {
+			case <-done:
+				running = false
+			default:
+			}
+			return !running || lost.Load() >= begun+2
+		}, 10*time.Second, time.Millisecond)
+		proxy.Restore(t)
+	}
+	<-done
+	require.Positive(t, lost.Load())
+	sink := newMemorySink()
+	drainTo(t, newBuffer(t, server.Client(t), allColumns, buffer.Options{Prefix: prefix, Shards: 2}), sink)
+	require.Equal(t, total, sink.total())
+}
+
+// losingClient executes commands, of which each fourth then has its reply lost.
+type losingClient struct{ passThroughHook }
+
+func (losingClient) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	r := client.Do(ctx, cmd)
+	if rand.IntN(4) > 0 {
+		return r
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	return client.Do(ended, client.B().Ping().Build())
+}
+
+func TestBuffer_LostRepliesOfAddClaimReadAckAndCommit(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, dialect sqlsink.Dialect, d redistest.Database) {
+		spied := &dbSpy{loseCommits: true}
+		db := openDatabase(t, dialect, d, spied)
+		sink, err := newTableSink(dialect, db, sqlsink.Table{Name: "hits", Key: "id"})
+		require.NoError(t, err)
+		client := rueidishook.WithHook(redistest.Shared(t).Client(t), losingClient{})
+		b := newBuffer(t, client, allColumns, buffer.Options{Shards: 2, MaxBatch: 20, Lease: 20 * time.Millisecond})
+		counted := map[string]int64{}
+		failed := 0
+		for range 30 {
+			for range 30 {
+				e := strconv.Itoa(rand.IntN(50))
+				require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 3)))
+				counted[e] += 3
+			}
+			if _, err := b.Flush(t.Context(), sink); err != nil {
+				failed++
+			}
+		}
+		require.Greater(t, failed, 5)
+		require.Positive(t, spied.lost.Load())
+		require.Eventually(t, func() bool {
+			_, err := b.Flush(t.Context(), sink)
+			if err != nil {
+				return false
+			}
+			stats, err := b.Stats(t.Context())
+			return err == nil && stats.Pending == 0
+		}, 20*time.Second, time.Millisecond)
+		requireCounts(t, db, counted)
+	})
+}
+
+func TestBuffer_RedisFull(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--maxmemory", "20mb", "--maxmemory-policy", "noeviction")
+	client := server.Client(t)
+	ctx := t.Context()
+	b := newBuffer(t, client, allColumns, buffer.Options{MaxBatch: 100})
+	sink := newMemorySink()
+	for i := range 1000 {
+		require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	refusing(sink, func(e string) bool { return e == "500" })
+	setMemory := func(limit string) {
+		t.Helper()
+		require.NoError(t, client.Do(ctx, client.B().ConfigSet().ParameterValue().ParameterValue("maxmemory", limit).Build()).Error())
+	}
+	setMemory("1mb")
+	for i := range 100 {
+		err := b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1))
+		require.ErrorContains(t, err, "OOM")
+		require.NotErrorIs(t, err, buffer.ErrUnconfirmed)
+	}
+	require.NoError(t, b.Post("posted", buffer.Int("views", 1)), "it is kept and sent later")
+	// What is there can be flushed, and so make room: excluding rows, dead letters and Replay included.
+	require.Eventually(t, func() bool {
+		_, err := b.Flush(ctx, sink)
+		return err == nil
+	}, 10*time.Second, time.Millisecond)
+	for range 3 {
+		_, err := b.Flush(ctx, sink)
+		require.NoError(t, err)
+	}
+	require.Equal(t, int64(999), sink.total())
+	sink.before = nil
+	n, err := b.Replay(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	_, err = b.Flush(ctx, sink)
+	require.NoError(t, err)
+	require.Equal(t, int64(1000), sink.total())
+	setMemory("100mb")
+	require.NoError(t, b.Close(ctx))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1001), sink.total())
+	require.Equal(t, int64(1), sink.rows["posted"][0].Int)
+}
+
+func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	admin := server.Client(t)
+	b := newBuffer(t, client, allColumns, buffer.Options{FlushEvery: time.Millisecond, Lease: 100 * time.Millisecond})
+	sink := newMemorySink()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var flusher sync.WaitGroup
+	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
+	done, total := addInBackground(t, b, 16, 1000)
+	for running := true; running; {
+		_ = admin.Do(t.Context(), admin.B().ScriptFlush().Build())
+		_ = admin.Do(t.Context(), admin.B().ClientKill().TypeNormal().SkipmeYes().Build())
+		select {
+		case <-done:
+			running = false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	stop()
+	flusher.Wait()
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
+}
+
+// With a server that writes each command to disk before it confirms, restarts lose and double nothing.
+func TestBuffer_RestartsOfADurableServer(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	b := newBuffer(t, server.Client(t), allColumns, buffer.Options{FlushEvery: time.Millisecond, Backoff: 10 * time.Millisecond, OpTimeout: time.Second})
+	sink := newMemorySink()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var flusher sync.WaitGroup
+	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
+	require.NoError(t, b.Add(t.Context(), "hot", buffer.Int("views", 0)))
+	done, total := addInBackground(t, b, 8, 300)
+	for range 2 {
+		server.Kill(t)
+		server.Restart(t)
+		seen := sink.calls.Load()
+		require.Eventually(t, func() bool { // it goes on
+			select {
+			case <-done:
+				return true
+			default:
+				return sink.calls.Load() > seen
+			}
+		}, 10*time.Second, time.Millisecond)
+	}
+	<-done
+	stop()
+	flusher.Wait()
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
+	stats, err := b.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, stats.Regressions)
+}
+
+func TestBuffer_ClusterFailover(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 1)
+	client := cluster.Client(t)
+	prefix := redistest.Prefix(t)
+	b := newBuffer(t, client, allColumns, buffer.Options{Prefix: prefix, OpTimeout: time.Second})
+	sink := newMemorySink()
+	total := addMany(t, b, 4, 200)
+	for _, node := range client.Nodes() { // or the replica may lack the last of them
+		_ = node.Do(t.Context(), node.B().Wait().Numreplicas(1).Timeout(2000).Build())
+	}
+	cluster.Failover(t, prefix+":{counts:0}:cur")
+	total += addMany(t, b, 4, 200)
+	require.Eventually(t, func() bool {
+		_, err := b.Flush(t.Context(), sink)
+		return err == nil
+	}, 20*time.Second, time.Millisecond)
+	drainTo(t, b, sink)
+	require.Equal(t, total, sink.total())
+}
+
+func TestBuffer_AllKeysLost(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	b := newBuffer(t, client, allColumns, buffer.Options{})
+	sink := newMemorySink()
+	var total int64
+	for range 3 {
+		total += addMany(t, b, 4, 50)
+		drainTo(t, b, sink)
+		addMany(t, b, 1, 10) // these are lost with Redis' memory
+		require.NoError(t, client.Do(t.Context(), client.B().Arbitrary("FLUSHALL").Build()).Error())
+		total += addMany(t, b, 4, 50)
+		drainTo(t, b, sink)
+		require.Equal(t, total, sink.total(), "the ledger drops nothing new")
+	}
+}
+
+// An older state of a shard comes back, as from a snapshot or a replica that lacked the last writes: whatever was the last
+// thing that it knew of.
+func TestBuffer_AnOlderStateComesBack(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []buffer.OnRegress{buffer.RegressApply, buffer.RegressPark} {
+		for _, point := range []string{"before claim", "after claim", "before ack"} {
+			t.Run(point+strconv.Itoa(int(policy)), func(t *testing.T) {
+				t.Parallel()
+				ctx := t.Context()
+				raw := redistest.Shared(t).Client(t)
+				prefix := redistest.Prefix(t)
+				var snapshot map[string]string
+				spied := &dbSpy{}
+				var regressed []buffer.RegressInfo
+				b := newBuffer(t, rueidishook.WithHook(raw, spiedClient{dbSpy: spied}), allColumns, buffer.Options{
+					Prefix: prefix, Shards: 1, OnRegress: policy, Lease: 10 * time.Millisecond,
+					Hooks: buffer.Hooks{Regress: func(_ context.Context, info buffer.RegressInfo) { regressed = append(regressed, info) }},
+				})
+				sink := newMemorySink()
+				for range 5 { // so that the ledger is well ahead
+					require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 1)))
+					drainTo(t, b, sink)
+				}
+				require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 10)))
+				spied.at = func(p string) {
+					if p == point && snapshot == nil {
+						snapshot = dump(t, raw, prefix)
+					}
+				}
+				drainTo(t, b, sink)
+				require.Equal(t, int64(15), sink.total())
+				for range 3 {
+					require.NoError(t, b.Add(ctx, "old", buffer.Int("views", 1)))
+					drainTo(t, b, sink)
+				}
+				restore(t, raw, prefix, snapshot)
+
+				require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 100)))
+				drainTo(t, b, sink)
+				stats, err := b.Stats(ctx)
+				require.NoError(t, err)
+				require.Equal(t, int64(len(regressed)), stats.Regressions)
+				require.NotEmpty(t, regressed)
+				if policy == buffer.RegressPark {
+					// What is new may be among what was parked: nothing of it is lost.
+					require.Positive(t, stats.DeadLetters)
+					require.Equal(t, int64(18), sink.rows["old"][0].Int, "nothing old is counted again by itself")
+					_, err := b.Replay(ctx)
+					require.NoError(t, err)
+					drainTo(t, b, sink)
+				}
+				require.Equal(t, int64(100), sink.rows["new"][0].Int, "what is new counts once")
+				want := int64(18)
+				if point == "before claim" {
+					want += 10 // it was pending in the state that came back
+				}
+				if policy == buffer.RegressApply || point == "before claim" {
+					require.LessOrEqual(t, sink.rows["old"][0].Int, want+10)
+					require.GreaterOrEqual(t, sink.rows["old"][0].Int, int64(18))
+				}
+				// And all goes on as usual.
+				before := sink.total()
+				require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 1)))
+				drainTo(t, b, sink)
+				require.Equal(t, before+1, sink.total())
+				after, err := b.Stats(ctx)
+				require.NoError(t, err)
+				require.Equal(t, stats.Regressions, after.Regressions)
+			})
+		}
+	}
+}
+
+// An acknowledgement alone is lost: the batch comes back, the ledger knows it, and nothing is counted again.
+func TestBuffer_ALostAcknowledgementComesBack(t *testing.T) {
+	t.Parallel()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	var snapshot map[string]string
+	spied := &dbSpy{}
+	b := newBuffer(t, rueidishook.WithHook(raw, spiedClient{dbSpy: spied}), allColumns, buffer.Options{Prefix: prefix, Shards: 1, Lease: 10 * time.Millisecond})
+	sink := newMemorySink()
+	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
+	spied.at = func(p string) {
+		if p == "before ack" && snapshot == nil {
+			snapshot = dump(t, raw, prefix)
+		}
+	}
+	drainTo(t, b, sink)
+	restore(t, raw, prefix, snapshot)
+	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(2), sink.total())
+	stats, err := b.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, stats.Regressions)
+}
+
+// A snapshot that was written to disk, and is loaded by a server that was killed since.
+func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	ctx := t.Context()
+	b := newBuffer(t, client, allColumns, buffer.Options{Shards: 1})
+	sink := newMemorySink()
+	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+	drainTo(t, b, sink)
+	require.NoError(t, client.Do(ctx, client.B().Save().Build()).Error())
+	for range 3 {
+		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+		drainTo(t, b, sink)
+	}
+	server.Kill(t)
+	server.Restart(t)
+	for range 5 {
+		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+		drainTo(t, b, sink)
+	}
+	require.Equal(t, int64(9), sink.total())
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), stats.Regressions)
+}
+
+func dump(t *testing.T, client rueidis.Client, prefix string) map[string]string {
+	t.Helper()
+	keys := map[string]string{}
+	for _, key := range keysOf(t, client, prefix) {
+		value, err := client.Do(t.Context(), client.B().Dump().Key(key).Build()).ToString()
+		require.NoError(t, err)
+		keys[key] = value
+	}
+	return keys
+}
+
+func restore(t *testing.T, client rueidis.Client, prefix string, keys map[string]string) {
+	t.Helper()
+	require.NotNil(t, keys)
+	for _, key := range keysOf(t, client, prefix) {
+		require.NoError(t, client.Do(t.Context(), client.B().Del().Key(key).Build()).Error())
+	}
+	for key, value := range keys {
+		require.NoError(t, client.Do(t.Context(), client.B().Restore().Key(key).Ttl(0).SerializedValue(value).Build()).Error())
+	}
+}
+
+// With RegressPark nothing that was pending in the state that came back is counted again by itself, also what was not in the
+// batch that met the ledger.
+func TestBuffer_RegressParkTakesAllThatWasPending(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	var snapshot map[string]string
+	spied := &dbSpy{}
+	b := newBuffer(t, rueidishook.WithHook(raw, spiedClient{dbSpy: spied}), allColumns, buffer.Options{
+		Prefix: prefix, Shards: 1, MaxBatch: 2, OnRegress: buffer.RegressPark, Lease: 10 * time.Millisecond,
+	})
+	sink := newMemorySink()
+	for i := range 9 {
+		require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	spied.at = func(p string) {
+		if p == "after claim" && snapshot == nil {
+			snapshot = dump(t, raw, prefix)
+		}
+	}
+	drainTo(t, b, sink)
+	restore(t, raw, prefix, snapshot) // a batch, and more in its generation
+	require.NoError(t, b.Add(ctx, "new", buffer.Int("views", 100)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(9), sink.total())
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(10), stats.DeadLetters)
+	require.Equal(t, int64(1), stats.Regressions)
+	require.NoError(t, b.Add(ctx, "newer", buffer.Int("views", 1000)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1009), sink.total(), "what came later is not suspect")
+	_, err = b.Replay(ctx, "new")
+	require.NoError(t, err)
+	drainTo(t, b, sink)
+	require.Equal(t, int64(1109), sink.total())
+}
