@@ -97,7 +97,7 @@ func (c *Cache[K, V]) delete(ctx context.Context, ws []want[K, V]) error {
 		for i := range chunk {
 			keys = append(keys, chunk[i].entry, leaseKey(chunk[i].entry))
 			if c.cluster || i == len(chunk)-1 {
-				cmds = append(cmds, c.client.B().Unlink().Key(keys...).Build().ToRetryable())
+				cmds = append(cmds, c.client.B().Unlink().Key(keys...).Build().ToRetryable().Pin())
 				keys = keys[:0]
 			}
 		}
@@ -114,7 +114,7 @@ func (c *Cache[K, V]) invalidate(ctx context.Context) error {
 	}
 	cmds := make([]rueidis.Completed, len(c.stampTags))
 	for part, tag := range c.stampTags {
-		cmds[part] = c.client.B().Unlink().Key(c.keys.stamp(tag)).Build().ToRetryable()
+		cmds[part] = c.client.B().Unlink().Key(c.keys.stamp(tag)).Build().ToRetryable().Pin()
 	}
 	if err := c.doAll(ctx, cmds); err != nil {
 		return err

@@ -33,11 +33,11 @@
 //	      MISS  acme     0.979  after Invalidate of acme's
 //	      HIT   globex   0.979  not touched
 //
-//	ratelimit: 3 texts per user in any 800ms
+//	ratelimit: 3 texts per user in any 1s
 //
 //	      PASS  1 left  alice   2
 //	      PASS  0 left  bob     3  each user has a limit
-//	      WAIT  799ms   alice   2  all or nothing: one is left, and stays
+//	      WAIT   999ms  alice   2  all or nothing: one is left, and stays
 //	      PASS  0 left  alice   1
 //	      PASS  7 left  bob    20  who has paid for ten times as much
 //	      PASS  0 left  alice   2  after that time

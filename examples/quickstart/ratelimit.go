@@ -12,7 +12,7 @@ import (
 // allowance is how many texts a user may have scored in any allowanceWindow.
 const (
 	allowance       = 3
-	allowanceWindow = 800 * time.Millisecond
+	allowanceWindow = time.Second
 )
 
 func (t *tour) visitRatelimit(ctx context.Context) error {
@@ -34,7 +34,7 @@ func (t *tour) visitRatelimit(ctx context.Context) error {
 		}
 		answer := fmt.Sprintf("PASS  %d left", r.Remaining)
 		if !r.Allowed {
-			answer = fmt.Sprintf("WAIT  %3dms", r.RetryAfter.Milliseconds())
+			answer = fmt.Sprintf("WAIT  %4dms", r.RetryAfter.Milliseconds())
 		}
 		fmt.Fprintf(t.out, "%s\n", strings.TrimRight(fmt.Sprintf("      %-12s  %-5s  %2d  %s", answer, user, n, note), " "))
 		return r, nil

@@ -414,7 +414,7 @@ func openSpied(d redistest.Database, s *dbSpy) (*sql.DB, error) {
 type spiedConnector struct {
 	driver driver.Driver
 	dsn    string
-	dbSpy    *dbSpy
+	dbSpy  *dbSpy
 }
 
 func (c *spiedConnector) Driver() driver.Driver { return c.driver }
@@ -471,7 +471,7 @@ func (c *spiedConn) CheckNamedValue(v *driver.NamedValue) error {
 type spiedStmt struct {
 	driver.Stmt
 	query string
-	dbSpy   *dbSpy
+	dbSpy *dbSpy
 }
 
 func (s *spiedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {

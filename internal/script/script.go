@@ -46,7 +46,9 @@ func (c Call) build(client rueidis.Client, bySource bool) rueidis.Completed {
 		cmd = client.B().Evalsha().Sha1(c.Script.sha).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
 	}
 	if c.Script.retryable {
-		return cmd.ToRetryable()
+		// Pinned: rueidis 1.0.79 may put a command that it sends again back into its pool, while the writer of the
+		// connection that died still reads it.
+		return cmd.ToRetryable().Pin()
 	}
 	return cmd
 }
