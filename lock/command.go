@@ -33,7 +33,7 @@ var (
 var (
 	acquireScript = script.New(withCommon(acquireSource))
 	releaseScript = script.New(withCommon(releaseSource))
-	renewScript   = script.NewRetryable(renewSource)
+	renewScript   = script.NewRetryable(renewSource).BySource()
 	inspectScript = script.New(withCommon(inspectSource))
 	breakScript   = script.New(withCommon(breakSource))
 )
@@ -121,13 +121,24 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 		}
 		return a, err
 	}
+	if err := a.read(message); err != nil {
+		return a, err
+	}
+	if a.granted && replicas < int64(l.opts.Replicas) {
+		return a, ErrUnderReplicated
+	}
+	return a, nil
+}
+
+// read takes what a script says: {1, fence, now µs, whether others wait} or {0, now µs, ms left, holder's token and meta}.
+func (a *answer) read(message rueidis.RedisMessage) error {
 	values, err := message.ToArray()
 	if err != nil {
-		return a, err
+		return err
 	}
 	granted, err := values[0].AsInt64()
 	if err != nil {
-		return a, err
+		return err
 	}
 	if granted == 0 {
 		var left int64
@@ -136,16 +147,13 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 		a.left = time.Duration(left) * time.Millisecond
 		a.holder, _ = values[3].ToString()
 		a.meta, _ = values[4].ToString()
-		return a, nil
+		return nil
 	}
 	a.granted = true
 	a.fence, _ = values[1].AsInt64()
 	others, _ := values[3].AsInt64()
 	a.others = others > 0
-	if replicas < int64(l.opts.Replicas) {
-		return a, ErrUnderReplicated
-	}
-	return a, nil
+	return nil
 }
 
 // hadNothing is what a release script says of a token that had neither the lock nor a place in the queue.
@@ -171,16 +179,7 @@ func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used
 	if err != nil || !message.IsArray() {
 		return a, false, err
 	}
-	values, err := message.AsIntSlice()
-	if err != nil {
-		return a, false, err
-	}
-	if values[0] == 0 {
-		a.now, a.left = values[1], time.Duration(values[2])*time.Millisecond
-	} else {
-		a.granted, a.fence, a.others = true, values[1], values[3] > 0
-	}
-	return a, true, nil
+	return a, true, a.read(message)
 }
 
 func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {

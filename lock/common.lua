@@ -53,9 +53,7 @@ local function grant(last, me)
 				if set.err then return nil end -- out of memory: it asks again
 				local waiting = redis.call('LRANGE', QUEUE, 0, 2)
 				tell(token, 'grant %s ' .. fence .. ' ' .. digits(now) .. ' ' .. window .. ' ' .. #waiting .. ' ')
-				for _, other in ipairs(waiting) do
-					if tell(other, 'next %s ' .. window .. ' ') > 0 then break end
-				end
+				for _, other in ipairs(waiting) do tell(other, 'next %s ' .. window .. ' ') end
 				return token
 			end
 		end
@@ -66,7 +64,10 @@ end
 -- enqueue puts a token at the end of the queue, unless it is there, and in any case says that it is alive.
 local function enqueue(token, now, alive, window, meta)
 	local entry = digits(now + alive * 1000) .. '|' .. window .. '|' .. meta
-	if redis.call('HSET', WAITERS, token, entry) == 1 then redis.call('RPUSH', QUEUE, token) end
+	-- LPOS: the queue may have been lost, and the waiters not.
+	if redis.call('HSET', WAITERS, token, entry) == 1 or not redis.call('LPOS', QUEUE, token) then
+		redis.call('RPUSH', QUEUE, token)
+	end
 	for _, key in ipairs({QUEUE, WAITERS}) do -- as long as the most patient needs
 		if redis.call('PEXPIRE', key, alive, 'GT') == 0 then redis.call('PEXPIRE', key, alive, 'NX') end
 	end

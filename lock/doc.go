@@ -14,17 +14,19 @@
 // restart without persistence, and a failover that lost the last writes. They are a hybrid logical clock: the
 // server's clock in microseconds, or one more than the last, whichever is higher.
 //
-// Nobody waits in vain. Processes queue in Redis, first come first served, and the one that releases hands the lock to the
-// next and tells it: there is no polling but one look per third of the TTL. A waiter that is dead or stopped delays the next
-// by 0.6s at most. Of a holder that died, the lease ends after its TTL. A ctx that ends while it waits leaves nothing behind.
+// Nobody waits in vain. Processes queue in Redis, first come first served, and the one that releases hands the lock to
+// the next and tells it: there is no polling but one look per third of the TTL. A waiter that is dead or stopped delays
+// the next by 0.6s at most, and three in a row by as much each. Where the keys of a queue are lost, as by FLUSHALL,
+// waiters notice within a third of the TTL. Of a holder that died, the lease ends after its TTL. A ctx that ends while
+// it waits leaves nothing behind.
 //
 // A lost reply is not taken for an answer. Each acquisition has a token of its own; asking again with it is harmless, and
 // what is given up is released in the background, several times if the command that acquires it may still be on its way.
 //
-// A busy process is one holder. Its calls for a name share one lease and pass it on in memory, first come first served. That
-// costs no command while the lease is provably valid and the server's clock, when it last said so, was above the fence: so no
-// such fence is above that of a later grant. Where other processes wait, calls pass it on for 5ms, and what
-// the one takes that is inside then, before it goes to the next process; that others wait is known after 5ms more.
+// A busy process is one holder. Its calls for a name share one lease and pass it on in memory, first come first served.
+// That costs no command while the lease is provably valid and the server's clock, when it last said so, was above the
+// fence: so no such fence is above that of a later grant. Where other processes wait, calls pass it on for 5ms, and
+// what the one takes that is inside then, before it goes to the next process; that others wait is known after 5ms more.
 //
 // # What no lease can give
 //
@@ -69,10 +71,10 @@
 //
 // # What it costs
 //
-// A free lock: one command to lock and one to unlock, each one round trip. A process that waits: one to queue, one per third
-// of the holder's or its own TTL, whichever is less, and one to claim what it was handed. Renewal: one script per 200 locks and
-// third of the TTL; in a cluster, where a script has keys of one slot only, a script per lock, 200 in a pipeline. A lock
-// that is held has no goroutine.
+// A free lock: one command to lock and one to unlock, each one round trip. A process that waits: one to queue, one per
+// third of the holder's or its own TTL, whichever is less, and one to claim what it was handed. Renewal: one script per
+// 200 locks and third of the TTL; in a cluster, where a script has keys of one slot only, a script per lock, in one
+// pipeline. A lock that is held has no goroutine.
 //
 // # What it needs
 //

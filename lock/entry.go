@@ -312,11 +312,11 @@ func (l *Locker) next(e *entry) {
 		return
 	}
 	e.calls.remove(c)
+	if e.lastFence-e.nextFence < fewFences && e.calls.first != nil || sinceEpoch()-e.sent > freshness {
+		l.renewNow(e) // before it has a tenant, who may not want renewal
+	}
 	c.lock = l.admit(c.ctx, e)
 	close(c.done)
-	if e.lastFence-e.nextFence < fewFences && e.calls.first != nil || e.calls.first != nil && sinceEpoch()-e.sent > freshness {
-		l.renewNow(e)
-	}
 }
 
 // unlock is Unlock.
@@ -537,6 +537,9 @@ func (l *Locker) askFailed(e *entry, a answer, err error) {
 		return
 	}
 	l.survived(OpAcquire, err)
+	if e.failed >= tryAttempts {
+		l.dismiss(e, fmt.Errorf("lock: acquire: %w", err))
+	}
 	e.state = calling
 	delay := min(time.Millisecond<<min(e.failed, 7), 100*time.Millisecond)
 	l.spawn(func() { l.ask(e, delay/2+rand.N(delay)) })
@@ -546,7 +549,8 @@ func (l *Locker) askFailed(e *entry, a answer, err error) {
 func (l *Locker) granted(e *entry, g *grantMessage) {
 	// The grant came after the server's clock was e.now, which was after e.sent. How long after is for the server to say. One
 	// that is older than the last answer was not claimed in time.
-	since := e.sent + max(0, time.Duration(g.now-e.now)*time.Microsecond)
+	elapsed := max(0, time.Duration(g.now-e.now)*time.Microsecond)
+	since := e.sent + elapsed - elapsed/100 // our clock may be a hundredth slower
 	until := since + g.window - guard(g.window)
 	if l.opts.Replicas > 0 || g.now < e.now || since > sinceEpoch() || sinceEpoch() >= until {
 		l.agenda.remove(e)

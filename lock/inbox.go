@@ -70,7 +70,14 @@ func (l *Locker) listen(stop chan struct{}) {
 		began := sinceEpoch()
 		err := l.listenOnce(stop)
 		l.mu.Lock()
-		l.inbox.subscribed, l.inbox.works = false, false
+		if l.inbox.stop == stop { // and not a successor's
+			l.inbox.subscribed, l.inbox.works = false, false
+			for _, e := range l.names {
+				if e.state == queued {
+					l.schedule(e, min(e.due, sinceEpoch()+rand.N(pollUnheard)))
+				}
+			}
+		}
 		if err != nil {
 			l.survived(OpSubscribe, err)
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 // Lock is one acquisition of a lock. It is safe for concurrent use, and any goroutine may unlock it. One that is forgotten
-// without Unlock is not renewed any more once it is garbage, and ends with its lease.
+// without Unlock is not renewed any more once it is garbage, and ends with its lease: keep the Lock, not its Context alone.
 type Lock struct {
 	*tenure
 	unlocking sync.Once
@@ -94,8 +94,9 @@ func (t *tenure) Deadline() time.Time { return epoch.Add(time.Duration(t.until.L
 // that was paused cannot know that its lock is gone, but [SetFenced] can.
 func (t *tenure) Fence() int64 { return t.fence }
 
-// Extend makes the lease last for ttl from now at least; one that lasts longer stays. It returns ErrLost if the lock is
-// not held any more, which it then stays; after another error it is as it was, or extended. One round trip.
+// Extend makes the lease last for ttl from now at least, or up to MaxHold; one that lasts longer stays. It returns
+// ErrLost if the lock is not held any more, which it then stays; after another error it is as it was, or extended. One
+// round trip.
 func (t *tenure) Extend(ctx context.Context, ttl time.Duration) error {
 	if err := checkTTL("ttl", ttl); err != nil {
 		return err
@@ -110,10 +111,11 @@ func (t *tenure) Extend(ctx context.Context, ttl time.Duration) error {
 }
 
 // Unlock releases the lock, or passes it on within the process. It returns ErrLost if another may have held it while it
-// was thought to be held; then what was done in the meantime is protected by fences alone. Other errors tell that Redis could
-// not be told: the lock was held until now, the release goes on in the background, and at worst the lock ends with its lease.
+// was thought to be held; then what was done in the meantime is protected by fences alone. Other errors tell that Redis
+// could not be told: the lock was held until now, the release goes on in the background, and at worst the lock ends
+// with its lease.
 //
-// Of ctx only the values count: Unlock is also done if it ends, or has ended, and takes 4s, or a TTL if that is less, at
+// Of ctx only the values count: Unlock is also done if it ends, or has ended, and takes 5s, or a TTL if that is less, at
 // the longest. It is done once: later calls return what the first did. One round trip, or none if the lock is passed on
 // or lost.
 func (k *Lock) Unlock(ctx context.Context) error {
@@ -154,6 +156,10 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 	if l.closed {
 		l.mu.Unlock()
 		return ErrClosed
+	}
+	if l.opts.MaxHold > 0 { // so that Redis does not keep it for longer, should this process die
+		left := t.since + l.opts.MaxHold - sinceEpoch()
+		ttl = max(min(ttl, left+guard(left)), minTTL).Truncate(time.Millisecond) + time.Millisecond
 	}
 	l.running++
 	r := renewal{e: t.e, token: t.e.token, ttl: ttl}

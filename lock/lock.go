@@ -192,7 +192,7 @@ func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
 }
 
 // TryLock is Lock without the wait: if the lock is held, here or elsewhere, or others wait for it, it returns a
-// *[HeldError]. At most one round trip, plus repetitions of one that failed.
+// *[HeldError]. At most one round trip, or two if it meets an Unlock under way, plus repetitions of one that failed.
 func (l *Locker) TryLock(ctx context.Context, name string) (*Lock, error) {
 	return l.hooked(ctx, name, true)
 }
@@ -208,9 +208,9 @@ func (l *Locker) hooked(ctx context.Context, name string, try bool) (*Lock, erro
 	return lk, err
 }
 
-// Do calls fn while it holds the lock of that name, and returns fn's error. fn's ctx has the values of ctx; it ends with ctx,
-// and when the lock is lost, with ErrLost as its cause; the error then matches ErrLost too. The lock is released also if
-// fn panics. If only the release failed, the error says so: the lock then ends with its lease.
+// Do calls fn while it holds the lock of that name, and returns fn's error. fn's ctx has the values of ctx; it ends
+// with ctx, and when the lock is lost, with ErrLost as its cause; the error then matches ErrLost too. The lock is
+// released also if fn panics. If only the release failed, the error says so: the lock then ends with its lease.
 func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Context, fence int64) error) (err error) {
 	lk, err := l.Lock(ctx, name)
 	if err != nil {
@@ -226,7 +226,21 @@ func (l *Locker) Do(ctx context.Context, name string, fn func(ctx context.Contex
 			err = errors.Join(err, released)
 		}
 	}()
-	return fn(held, lk.Fence())
+	return fn(doContext{held, lk.Context(), cancel}, lk.Fence())
+}
+
+// doContext notices that a lease is over also before the timer does.
+type doContext struct {
+	context.Context
+	lock   context.Context
+	cancel context.CancelCauseFunc
+}
+
+func (c doContext) Err() error {
+	if c.Context.Err() == nil && c.lock.Err() != nil {
+		c.cancel(context.Cause(c.lock))
+	}
+	return c.Context.Err()
 }
 
 // Info describes a lock.

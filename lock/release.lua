@@ -3,7 +3,7 @@
 --
 -- ARGV  1 token, 2 highest fence used, and with a next token: 3 that, 4 ttl ms, 5 meta, 6 "alive window", each in ms
 -- returns 0 it had nothing, 1 released, or 2 it was in the queue; with a next token, after a release,
---         {1, fence, now µs, whether others wait} if that has the lock, or {0, now µs, ms left}
+--         {1, fence, now µs, whether others wait} if that has the lock, or {0, now µs, ms left, holder's token, holder's meta}
 local token, following = ARGV[1], ARGV[3]
 local value = redis.call('GET', KEYS[1])
 if not following and value and redis.call('EXISTS', KEYS[2]) == 0 then
@@ -29,7 +29,11 @@ end
 local now = micros()
 local alive, window = string.match(ARGV[6], '(%d+) (%d+)')
 enqueue(following, now, alive, window, ARGV[5])
-if grant(last, following) ~= following then return {0, now, redis.call('PTTL', LOCK)} end
+local to = grant(last, following)
+if to ~= following then
+	local _, _, rest = read(redis.call('GET', LOCK))
+	return {0, now, redis.call('PTTL', LOCK), to or '', rest}
+end
 local fence = math.max(now, last + 1)
 redis.call('SET', LOCK, following .. '|' .. digits(fence) .. '|' .. ARGV[5], 'PX', ARGV[4])
 return {1, fence, now, redis.call('EXISTS', QUEUE)}

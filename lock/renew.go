@@ -142,6 +142,9 @@ func (l *Locker) renewAll() {
 	defer l.mu.Unlock()
 	for len(l.batch) > 0 && !l.closed {
 		n := min(len(l.batch), maxBatch)
+		if l.cluster {
+			n = len(l.batch) // a script each: a node that hangs keeps up the others once
+		}
 		renewals := make([]renewal, 0, n)
 		for _, e := range l.batch[:n] {
 			if e.state == held && e.renewing {

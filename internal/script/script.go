@@ -14,6 +14,7 @@ import (
 type Script struct {
 	source, sha string
 	retryable   bool
+	bySource    bool
 }
 
 // New returns a script that is sent once: whether it ran is unknown if its reply is lost.
@@ -29,6 +30,13 @@ func NewRetryable(source string) *Script {
 	return s
 }
 
+// BySource makes s be sent with its source each time. That is for short scripts in pipelines to several nodes: if one
+// node hangs, the others could not be told the source in time.
+func (s *Script) BySource() *Script {
+	s.bySource = true
+	return s
+}
+
 // Call is one run of a script, in a form that can be built twice.
 type Call struct {
 	Script     *Script
@@ -40,7 +48,7 @@ func (s *Script) Call(keys []string, args ...string) Call { return Call{s, keys,
 
 func (c Call) build(client rueidis.Client, bySource bool) rueidis.Completed {
 	var cmd rueidis.Completed
-	if n := int64(len(c.Keys)); bySource {
+	if n := int64(len(c.Keys)); bySource || c.Script.bySource {
 		cmd = client.B().Eval().Script(c.Script.source).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
 	} else {
 		cmd = client.B().Evalsha().Sha1(c.Script.sha).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
