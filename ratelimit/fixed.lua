@@ -6,7 +6,8 @@
 --- open
 local limit, window = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2])
 local raw = redis.pcall('GET', key)
-local stored = type(raw) == 'string' and tonumber(raw) or 0
+-- What INCRBY does not take, or takes for more than any limit, is foreign.
+local stored = type(raw) == 'string' and #raw < 16 and string.find(raw, '^[1-9]%d*$') and tonumber(raw) or 0
 local used, ttl, lost = stored, window / 1000, false
 if stored > 0 then
 	ttl = redis.call('PTTL', key)

@@ -37,10 +37,10 @@ func (t *localLimiters) take(l *Limiter, key string, n int64) Result {
 		result.RetryAfter = probeInterval
 		return result
 	}
-	now := sinceEpoch()
 	part := t.table.part(key)
 	part.Lock()
 	defer part.Unlock()
+	now := sinceEpoch() // not before the lock: time must not go back from one call to the next
 	s := t.state(part, subject{l, key}, most)
 	if l.alg == &tokenBucket {
 		s.drip(l, float64(most), now)

@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -356,4 +357,40 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 		b.failed(6)
 		require.False(t, ok(60), "nothing has succeeded anywhere for as long as patience")
 	})
+}
+
+// TestLocal_NeverExceedsItsShareUnderContention has callers wait for each other, between windows that are short.
+func TestLocal_NeverExceedsItsShareUnderContention(t *testing.T) {
+	t.Parallel()
+	const rate, window = 20, 8 * time.Millisecond
+	l, err := NewSlidingWindow(noServer{}, Per(rate, window), Options{OnFailure: Local})
+	require.NoError(t, err)
+	type event struct{ before, after time.Duration }
+	var admitted []event
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	end := time.Now().Add(300 * time.Millisecond)
+	for range 32 {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				before := sinceEpoch()
+				if l.local.take(l, "k", 1).Allowed {
+					mu.Lock()
+					admitted = append(admitted, event{before, sinceEpoch()})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Greater(t, len(admitted), rate)
+	for _, first := range admitted {
+		together := 0
+		for _, other := range admitted {
+			if other.before >= first.before && other.after < first.before+window {
+				together++
+			}
+		}
+		require.LessOrEqual(t, together, rate)
+	}
 }

@@ -139,7 +139,9 @@ func (l *Limiter) mayAsk(ctx context.Context, part int, key string) error {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.Timeout)
 			defer cancel()
 			question := l.appendArgs(nil, []run{{n: 1}})
-			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, question...)).Error())
+			if script.Do(ctx, l.client, l.alg.call.Call([]string{key}, question...)).Error() == nil {
+				l.breakers.succeeded(part)
+			} // else it is no news, of this range or of others
 		}()
 	}
 	return ErrUnavailable

@@ -1,0 +1,125 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redispatterns/redispatterns/internal/integration/redistest"
+	"github.com/redispatterns/redispatterns/ratelimit"
+)
+
+// TestRateLimit_WhatWasTakenCountsForAnyBurst has a bucket's tokens taken under one limit and asked for under others.
+func TestRateLimit_WhatWasTakenCountsForAnyBurst(t *testing.T) {
+	t.Parallel()
+	client, clock := withServerClock(redistest.Shared(t).Client(t), time.Now())
+	limit := func(rate, burst int64) ratelimit.Limit {
+		return ratelimit.Limit{Rate: rate, Window: 10 * time.Second, Burst: burst}
+	}
+	big := newLimiter(t, ratelimit.NewTokenBucket, client, limit(100, 100), ratelimit.Options{DenyCacheSize: -1})
+	small := big.With(limit(100, 5))
+
+	require.True(t, allowN(t, big, "k", 100).Allowed)
+	r := allowN(t, small, "k", 1)
+	require.False(t, r.Allowed, "100 were taken")
+	require.Zero(t, r.Remaining)
+	require.Equal(t, 9600*time.Millisecond, r.RetryAfter)
+	clock.advance(r.RetryAfter - time.Microsecond)
+	require.False(t, allowN(t, small, "k", 1).Allowed)
+	clock.advance(time.Microsecond)
+	require.True(t, allowN(t, small, "k", 1).Allowed)
+	require.EqualValues(t, 95, peek(t, big, "k").Remaining, "96 had dripped in")
+
+	// Units that are given back are as many as are given, whoever gives them.
+	require.True(t, allowN(t, big, "refund", 100).Allowed)
+	require.NoError(t, small.Refund(t.Context(), "refund", 5))
+	require.EqualValues(t, 5, peek(t, big, "refund").Remaining)
+	require.True(t, allowN(t, small, "grown", 3).Allowed)
+	require.EqualValues(t, 97, peek(t, big, "grown").Remaining)
+
+	// However long it takes until a slow limit has forgotten what was taken under a fast one.
+	fast := ratelimit.Limit{Rate: 1e12, Window: 366 * 24 * time.Hour}
+	slow := ratelimit.Limit{Rate: 1, Window: 366 * 24 * time.Hour}
+	l := newLimiter(t, ratelimit.NewTokenBucket, client, fast, ratelimit.Options{DenyCacheSize: -1})
+	require.True(t, allowN(t, l, "k", 1e12).Allowed)
+	require.NoError(t, l.With(slow).Refund(t.Context(), "k", 1))
+	r = allowN(t, l.With(slow), "k", 1)
+	require.False(t, r.Allowed)
+	require.Greater(t, r.RetryAfter, 140*366*24*time.Hour)
+	require.EqualValues(t, 1, peek(t, l, "k").Remaining)
+}
+
+// TestRateLimit_NumbersThatAreForeignAreReplaced is about what Lua takes for a number and INCRBY does not.
+func TestRateLimit_NumbersThatAreForeignAreReplaced(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	l := newLimiter(t, ratelimit.NewFixedWindow, client, ratelimit.PerHour(10), ratelimit.Options{Prefix: prefix})
+	for i, value := range []string{"12.5", "5.0", "0x10", " 5", "5 ", "007", "1e1", "nan", "-nan", "inf", "-5", "1e300", "99999999999999999999"} {
+		id := strconv.Itoa(i)
+		key := limitKey(prefix, "fixed", time.Hour, id)
+		do(t, client, key, "SET", value)
+		require.EqualValues(t, 10, peek(t, l, id).Remaining, "%q", value)
+		require.NoError(t, l.Refund(t.Context(), id, 1), "%q", value)
+		require.EqualValues(t, 9, allowN(t, l, id, 1).Remaining, "%q", value)
+		require.EqualValues(t, 8, allowN(t, l, id, 1).Remaining, "%q", value)
+		ttl, err := do(t, client, key, "PTTL").AsInt64()
+		require.NoError(t, err)
+		require.Positive(t, ttl, "%q", value)
+	}
+}
+
+// slotsDown is a hook that fails what is for the first quarter of a cluster's slots.
+type slotsDown struct {
+	rueidishook.Hook
+	failed atomic.Int64
+}
+
+func (h *slotsDown) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if cmd.Slot() < 4096 {
+		h.failed.Add(1)
+		ended, cancel := context.WithDeadline(ctx, time.Now())
+		defer cancel()
+		ctx = ended
+	}
+	return client.Do(ctx, cmd)
+}
+
+// TestRateLimit_ProbesOfALostNodeAreNoNewsOfOthers asks for keys of a node that is gone and for hardly any other.
+func TestRateLimit_ProbesOfALostNodeAreNoNewsOfOthers(t *testing.T) {
+	t.Parallel()
+	direct := redistest.SharedCluster(t).Client(t)
+	hook := &slotsDown{}
+	prefix := redistest.Prefix(t)
+	l := newLimiter(t, ratelimit.NewFixedWindow, rueidishook.WithHook(direct, hook), ratelimit.PerHour(1_000_000), ratelimit.Options{
+		Prefix: prefix, Timeout: 300 * time.Millisecond,
+	})
+	slot := func(id string) uint16 {
+		get := direct.B().Get().Key(limitKey(prefix, "fixed", time.Hour, id)).Build()
+		return get.Slot()
+	}
+	find := func(from, to uint16) string {
+		for i := 0; ; i++ {
+			if s := slot(strconv.Itoa(i)); s >= from && s < to {
+				return strconv.Itoa(i)
+			}
+		}
+	}
+	lost, well := find(0, 4096), find(8192, 16384)
+	allowN(t, l, well, 1)
+	require.Eventually(t, func() bool {
+		_, err := l.Allow(t.Context(), lost)
+		require.Error(t, err)
+		return hook.failed.Load() >= 3+7 // calls and probes, for more than two Timeouts
+	}, 10*time.Second, time.Millisecond)
+	_, err := l.Allow(t.Context(), lost)
+	require.True(t, errors.Is(err, ratelimit.ErrUnavailable))
+	require.True(t, allowN(t, l, well, 1).Allowed)
+}
