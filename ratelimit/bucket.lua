@@ -64,14 +64,29 @@ if n * count <= tokens then
 else
 	k = math.max(0, math.floor(tokens / n))
 end
-tokens = tokens - k * n
+tokens, mark = tokens - k * n, at
 left = math.max(0, tokens)
 wait = tokens < n and till(n) or 0
 full = tokens < limit and till(limit) or 0
 
 --- give
+-- To a mark no more is given than what has not dripped in since. So much, no bucket that was full without the call can
+-- have lost meanwhile; what others took, or were given back, does not matter.
+local rest = 0
+if to then
+	local whole = n
+	if at >= to then
+		whole, rest = muldiv(at - to, rate, period)
+	end
+	n = n - whole
+end
 given = math.min(n, limit - tokens)
-tokens = tokens + given
+if given > 0 then
+	tokens, part = tokens + given, part - rest
+	if part < 0 then
+		tokens, part = tokens - 1, part + period
+	end
+end
 if tokens == limit then
 	part = 0
 else

@@ -346,7 +346,7 @@ func (l *Limiter) ask(ctx context.Context, key string, n int64) (Result, error) 
 	if err != nil {
 		return Result{}, err
 	}
-	_, left, wait, reset := reply.of(0)
+	_, left, wait, reset, _ := reply.of(0)
 	return Result{
 		Allowed: wait == 0, Limit: l.most, Remaining: left, RetryAfter: micros(wait), ResetAfter: micros(reset),
 	}, nil

@@ -293,7 +293,7 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		require.NoError(t, err)
 		c := newDenyCache(640, time.Second)
 		deny := func(key string, n int64, wait time.Duration) {
-			c.add(subject{l, key}, denial{n: n, until: sinceEpoch() + min(wait, time.Second), passes: sinceEpoch() + wait})
+			c.add(sinceEpoch(), subject{l.limit, key}, denial{n: n, until: sinceEpoch() + min(wait, time.Second), passes: sinceEpoch() + wait})
 		}
 		deny("k", 5, time.Hour)
 		refused := func(key string, n int64) bool { _, ok := c.look(l, key, n); return ok }

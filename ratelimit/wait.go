@@ -46,7 +46,7 @@ func (l *Limiter) wait(ctx context.Context, key string, n int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s := subject{l, key}
+	s := subject{l.limit, key}
 	part := l.lines.part(key)
 	part.RLock()
 	_, busy := part.entries[s]

@@ -123,3 +123,100 @@ func TestRateLimit_ProbesOfALostNodeAreNoNewsOfOthers(t *testing.T) {
 	require.True(t, errors.Is(err, ratelimit.ErrUnavailable))
 	require.True(t, allowN(t, l, well, 1).Allowed)
 }
+
+// holder is a hook that keeps replies back while it is on.
+type holder struct {
+	rueidishook.Hook
+	on       atomic.Bool
+	held     chan struct{} // gets one for each
+	release  chan struct{}
+	finished atomic.Int64
+}
+
+func newHolder() *holder { return &holder{held: make(chan struct{}, 100), release: make(chan struct{})} }
+
+func (h *holder) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	hold := h.on.Load()
+	r := client.Do(ctx, cmd)
+	if hold {
+		h.held <- struct{}{}
+		<-h.release
+	}
+	h.finished.Add(1)
+	return r
+}
+
+// TestRateLimit_GivesBackToNothingElse has a caller leave between Redis' decision and its answer, and others take units
+// before those of the first are given back.
+func TestRateLimit_GivesBackToNothingElse(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	direct := redistest.Shared(t).Client(t)
+	for name, c := range map[string]struct {
+		algorithm     string
+		rate          int64
+		resolution    int
+		taken         int64         // by the caller that leaves
+		after         time.Duration // of that
+		others        int64         // units that others take then
+		before, given int64         // what is left then, and more by giving back
+	}{
+		"fixed, at once":                      {algorithm: "fixed", rate: 2, taken: 1, before: 1, given: 1},
+		"fixed, same window":                  {algorithm: "fixed", rate: 2, taken: 1, after: 60 * ms, others: 1, before: 0, given: 1},
+		"fixed, next window":                  {algorithm: "fixed", rate: 2, taken: 1, after: 150 * ms, others: 2, before: 0, given: 0},
+		"fixed, next window, not begun":       {algorithm: "fixed", rate: 2, taken: 2, after: 150 * ms, before: 2, given: 0},
+		"sliding, at once":                    {algorithm: "sliding", rate: 2, taken: 1, before: 1, given: 1},
+		"sliding, an older entry":             {algorithm: "sliding", rate: 3, taken: 2, after: 60 * ms, others: 1, before: 0, given: 2},
+		"sliding, the same step":              {algorithm: "sliding", rate: 3, resolution: 1, taken: 2, others: 1, before: 0, given: 2},
+		"sliding, an entry that has ended":    {algorithm: "sliding", rate: 2, taken: 1, after: 100 * ms, others: 2, before: 0, given: 0},
+		"approximate, at once":                {algorithm: "approximate", rate: 4, taken: 2, before: 2, given: 2},
+		"approximate, same window":            {algorithm: "approximate", rate: 4, taken: 2, after: 60 * ms, others: 2, before: 0, given: 2},
+		"approximate, as the window before":   {algorithm: "approximate", rate: 4, taken: 2, after: 150 * ms, others: 3, before: 0, given: 1},
+		"approximate, window before the last": {algorithm: "approximate", rate: 4, taken: 2, after: 210 * ms, others: 4, before: 0, given: 0},
+		"bucket, at once":                     {algorithm: "bucket", rate: 4, taken: 2, before: 2, given: 2},
+		"bucket, a part has dripped in":       {algorithm: "bucket", rate: 4, taken: 2, after: 24 * ms, before: 2, given: 2},
+		"bucket, one has dripped in":          {algorithm: "bucket", rate: 4, taken: 2, after: 25 * ms, others: 3, before: 0, given: 1},
+		"bucket, was full":                    {algorithm: "bucket", rate: 4, taken: 2, after: 50 * ms, others: 4, before: 0, given: 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// At the beginning of a step.
+			clocked, clock := withServerClock(direct, time.Now().Truncate(time.Second).Add(time.Second))
+			hold := newHolder()
+			limit := ratelimit.Per(c.rate, 100*ms)
+			opts := ratelimit.Options{Prefix: redistest.Prefix(t), Resolution: c.resolution, DenyCacheSize: -1}
+			l := newLimiter(t, allAlgorithms[c.algorithm], rueidishook.WithHook(clocked, hold), limit, opts)
+			others := newLimiter(t, allAlgorithms[c.algorithm], clocked, limit, opts)
+
+			allowN(t, l, "other", 1) // Redis has the script by now
+			hold.on.Store(true)
+			ctx, leave := context.WithTimeout(t.Context(), 5*time.Second) // less than Timeout: not to be waited for
+			defer leave()
+			failed := make(chan error)
+			go func() {
+				_, err := l.AllowN(ctx, "k", c.taken)
+				failed <- err
+			}()
+			<-hold.held
+			hold.on.Store(false)
+			leave()
+			require.ErrorIs(t, <-failed, context.Canceled)
+			clock.advance(c.after)
+			if c.others > 0 {
+				require.True(t, allowN(t, others, "k", c.others).Allowed)
+			}
+			require.Equal(t, c.before, peek(t, others, "k").Remaining)
+			sent := hold.finished.Load()
+			close(hold.release)
+			require.Eventually(t, func() bool { return hold.finished.Load() >= sent+2 }, 10*time.Second, ms) // and gives back
+			require.Equal(t, c.before+c.given, peek(t, others, "k").Remaining)
+			if name == "sliding, an older entry" { // the others' unit counts for as long as it does
+				require.True(t, allowN(t, others, "k", 2).Allowed)
+				clock.advance(99 * ms)
+				require.False(t, allowN(t, others, "k", 1).Allowed)
+				clock.advance(ms)
+				require.True(t, allowN(t, others, "k", 3).Allowed)
+			}
+		})
+	}
+}
