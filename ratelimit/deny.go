@@ -59,7 +59,7 @@ func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
 // remember takes note of it if a reply says that calls of a run were refused.
 func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
 	admitted, left, wait, reset, _ := r.of(i)
-	if c.perPart == 0 || admitted >= run.count || len(run.key) > maxDenyKey {
+	if c.perPart == 0 || admitted >= run.count {
 		return
 	}
 	now := sinceEpoch()
@@ -74,11 +74,14 @@ func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
 
 // add takes note of a refusal that was asked for at some time.
 func (c *denyCache) add(sent time.Duration, s subject, d denial) {
+	if len(s.key) > maxDenyKey {
+		return
+	}
 	part := c.table.part(s.key)
 	part.Lock()
 	defer part.Unlock()
-	if sent <= part.dropped {
-		return // what made room for the key may have come after the refusal
+	if sent <= part.dropped { // what made room for the key may have come after the refusal
+		return
 	}
 	old, ok := part.entries[s]
 	if ok && old.n < d.n && sinceEpoch() < old.until {
@@ -96,7 +99,7 @@ func (c *denyCache) add(sent time.Duration, s subject, d denial) {
 }
 
 // drop forgets the refusals of a key, by all limits: see With.
-func (c *denyCache) drop(key string) {
+func (c *denyCache) drop(sh *shared, key string) {
 	if c.perPart == 0 {
 		return
 	}
@@ -104,9 +107,17 @@ func (c *denyCache) drop(key string) {
 	part.Lock()
 	defer part.Unlock()
 	part.dropped = sinceEpoch()
-	for s := range part.entries {
-		if s.key == key {
-			delete(part.entries, s)
+	if limits := sh.derivedCount.Load(); limits <= maxDerived && int(limits) < len(part.entries) {
+		delete(part.entries, subject{sh.base, key})
+		sh.derived.Range(func(limit, _ any) bool {
+			delete(part.entries, subject{limit.(Limit), key})
+			return true
+		})
+	} else {
+		for s := range part.entries {
+			if s.key == key {
+				delete(part.entries, s)
+			}
 		}
 	}
 	part.size.Store(int32(len(part.entries)))

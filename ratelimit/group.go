@@ -303,7 +303,7 @@ func (l *Limiter) giveBack(ctx context.Context, back []run) {
 	for part := range slices.Chunk(back, maxRuns) {
 		_, _ = l.trip(bounded, part, 0) // if it fails it is as if the answer had been lost
 		for _, r := range part {
-			l.denied.drop(r.key)
+			l.denied.drop(l.shared, r.key)
 		}
 	}
 }

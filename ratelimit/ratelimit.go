@@ -151,7 +151,7 @@ func newLimiter(client rueidis.Client, alg *algorithm, limit Limit, opts Options
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	l := (&Limiter{shared: newShared(client, alg, opts)}).derive(limit)
+	l := (&Limiter{shared: newShared(client, alg, limit, opts)}).derive(limit)
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -361,7 +361,7 @@ func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 		return err
 	}
 	_, err := l.trip(ctx, []run{{key, min(n, maxUnits), giveBack}}, 0)
-	l.denied.drop(key)
+	l.denied.drop(l.shared, key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: refund: %w", err)
 	}
@@ -382,7 +382,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		err = l.client.Do(bounded, l.client.B().Del().Key(name).Build()).Error()
 		l.note(ctx, part, err)
 	}
-	l.denied.drop(key)
+	l.denied.drop(l.shared, key)
 	l.local.drop(l, key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: reset: %w", err)

@@ -98,6 +98,29 @@ func TestWith_RemembersSoMany(t *testing.T) {
 	require.Error(t, err)
 }
 
+// TestWith_CountsTogetherInThisProcess is about the limiters that With does not remember.
+func TestWith_CountsTogetherInThisProcess(t *testing.T) {
+	t.Parallel()
+	l, err := NewFixedWindow(noServer{}, PerHour(5), Options{OnFailure: Local})
+	require.NoError(t, err)
+	for i := range int64(maxDerived) {
+		l.With(PerHour(100 + i))
+	}
+	require.NotSame(t, l.With(PerHour(3)), l.With(PerHour(3)))
+	admitted := 0
+	for range 10 {
+		tier := l.With(PerHour(3))
+		if tier.local.take(tier, "k", 1).Allowed {
+			admitted++
+		}
+	}
+	require.Equal(t, 3, admitted)
+	tier := l.With(PerHour(3))
+	tier.denied.add(sinceEpoch(), subject{tier.limit, "k"}, denial{n: 1, until: sinceEpoch() + time.Hour})
+	_, refused := l.With(PerHour(3)).decideLocally("k", 1)
+	require.True(t, refused)
+}
+
 func TestAllow_DecidesWithoutAServerWhatCannotPass(t *testing.T) {
 	t.Parallel()
 	l, err := NewFixedWindow(noServer{}, PerSecond(5), Options{})
@@ -314,8 +337,16 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
 		require.False(t, refused("k", 8))
 		deny("k", 8, time.Minute)
-		c.drop("k")
+		c.drop(l.shared, "k")
 		require.False(t, refused("k", 8))
+		asked := sinceEpoch() // before the drop
+		c.add(asked, subject{l.limit, "k"}, denial{n: 8, until: asked + time.Minute})
+		require.False(t, refused("k", 8), "it may have been refused before the drop")
+		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
+		deny("k", 8, time.Minute)
+		require.True(t, refused("k", 8))
+		deny(strings.Repeat("k", maxDenyKey+1), 8, time.Minute)
+		require.False(t, refused(strings.Repeat("k", maxDenyKey+1), 8))
 		for i := range 5000 {
 			deny(string(rune(i)), 1, time.Minute)
 		}
@@ -325,6 +356,35 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		}
 		require.LessOrEqual(t, total, 640)
 		require.GreaterOrEqual(t, total, 500)
+	})
+}
+
+// TestDenyCache_DropsAKeyUnderAllLimits does so when few limits are known, and when more are than With remembers.
+func TestDenyCache_DropsAKeyUnderAllLimits(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		l, err := NewFixedWindow(noServer{}, PerHour(10), Options{})
+		require.NoError(t, err)
+		c := &l.denied
+		for _, limits := range []int{0, 3, maxDerived + 5} {
+			asked := []*Limiter{l}
+			for i := range limits {
+				asked = append(asked, l.With(PerHour(int64(100+i))))
+			}
+			refused := denial{n: 1, until: sinceEpoch() + time.Hour}
+			part := c.table.part("k")
+			part.entries = nil
+			for _, under := range asked {
+				part.set(subject{under.limit, "k"}, refused)
+				part.set(subject{under.limit, "other"}, refused)
+			}
+			part.size.Store(1)
+			c.drop(l.shared, "k")
+			require.Len(t, part.entries, len(asked))
+			for s := range part.entries {
+				require.Equal(t, "other", s.key)
+			}
+		}
 	})
 }
 
@@ -356,6 +416,10 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 		time.Sleep(time.Second) //nolint:forbidigo // synctest's time
 		b.failed(6)
 		require.False(t, ok(60), "nothing has succeeded anywhere for as long as patience")
+		b.succeeded(7)
+		b.ranges[7].failures.Store(breakerFailures + 2) // as if they came while the success was being noted
+		b.failed(7)
+		require.False(t, ok(7))
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 type shared struct {
 	client    rueidis.Client
 	alg       *algorithm
+	base      Limit // of the first limiter; With makes the others
 	opts      Options
 	cluster   bool
 	deadlines *deadline.Shared
@@ -30,10 +31,11 @@ type shared struct {
 	derivedCount atomic.Int64
 }
 
-func newShared(client rueidis.Client, alg *algorithm, opts Options) *shared {
+func newShared(client rueidis.Client, alg *algorithm, limit Limit, opts Options) *shared {
 	s := &shared{
 		client:    client,
 		alg:       alg,
+		base:      limit,
 		opts:      opts,
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opts.Timeout),

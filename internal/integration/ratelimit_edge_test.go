@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,8 +129,8 @@ func TestRateLimit_ProbesOfALostNodeAreNoNewsOfOthers(t *testing.T) {
 type holder struct {
 	rueidishook.Hook
 	on       atomic.Bool
-	held     chan struct{} // gets one for each
-	release  chan struct{}
+	held     chan struct{} // gets one for each, of the first hundred
+	release  chan struct{} // takes one for each, or is closed
 	finished atomic.Int64
 }
 
@@ -139,11 +140,31 @@ func (h *holder) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Comp
 	hold := h.on.Load()
 	r := client.Do(ctx, cmd)
 	if hold {
-		h.held <- struct{}{}
+		select {
+		case h.held <- struct{}{}:
+		default: // nobody counts so many
+		}
 		<-h.release
 	}
 	h.finished.Add(1)
 	return r
+}
+
+// warm has Redis know the script of l.
+func (h *holder) warm(t *testing.T, l *ratelimit.Limiter) {
+	t.Helper()
+	allowN(t, l, "warm", 1)
+	h.on.Store(true)
+}
+
+// notHeld fails the test if something takes so long that it waits for what is held.
+func notHeld(t *testing.T, done <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-done:
+	case <-time.After(7 * time.Second):
+		require.Fail(t, what)
+	}
 }
 
 // TestRateLimit_GivesBackToNothingElse has a caller leave between Redis' decision and its answer, and others take units
@@ -188,8 +209,7 @@ func TestRateLimit_GivesBackToNothingElse(t *testing.T) {
 			l := newLimiter(t, allAlgorithms[c.algorithm], rueidishook.WithHook(clocked, hold), limit, opts)
 			others := newLimiter(t, allAlgorithms[c.algorithm], clocked, limit, opts)
 
-			allowN(t, l, "other", 1) // Redis has the script by now
-			hold.on.Store(true)
+			hold.warm(t, l)
 			ctx, leave := context.WithTimeout(t.Context(), 5*time.Second) // less than Timeout: not to be waited for
 			defer leave()
 			failed := make(chan error)
@@ -219,4 +239,144 @@ func TestRateLimit_GivesBackToNothingElse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRateLimit_ALeaderDoesNotWaitForWhatOthersAreGivenBack holds the trip that gives back.
+func TestRateLimit_ALeaderDoesNotWaitForWhatOthersAreGivenBack(t *testing.T) {
+	t.Parallel()
+	hold := newHolder()
+	client := rueidishook.WithHook(redistest.Shared(t).Client(t), hold)
+	l := newLimiter(t, ratelimit.NewFixedWindow, client, ratelimit.PerHour(1000), ratelimit.Options{})
+	hold.warm(t, l)
+	var wg sync.WaitGroup
+	allow := func(ctx context.Context) <-chan struct{} {
+		done := make(chan struct{})
+		wg.Go(func() {
+			defer close(done)
+			_, err := l.Allow(ctx, "k")
+			require.ErrorIs(t, err, ctx.Err())
+		})
+		<-time.After(50 * time.Millisecond) // let it join
+		return done
+	}
+	first := allow(t.Context())
+	<-hold.held
+	leader := allow(t.Context())
+	ctx, leave := context.WithCancel(t.Context())
+	const leaving = 20
+	gone := make([]<-chan struct{}, leaving)
+	for i := range gone {
+		gone[i] = allow(ctx)
+	}
+	hold.release <- struct{}{}
+	notHeld(t, first, "its trip is over")
+	<-hold.held // the trip of the leader and those that leave
+	leave()
+	for _, done := range gone {
+		notHeld(t, done, "it has left")
+	}
+	before := hold.finished.Load()
+	hold.release <- struct{}{}
+	<-hold.held // what gives back
+	notHeld(t, leader, "its trip is over, but not that which gives back")
+	hold.on.Store(false)
+	close(hold.release)
+	wg.Wait()
+	require.Eventually(t, func() bool { return hold.finished.Load() == before+2 }, 10*time.Second, time.Millisecond, "in one trip")
+	require.EqualValues(t, 998, peek(t, l, "k").Remaining)
+}
+
+// TestRateLimit_AFullBatchObeysDeadlines has more callers of different keys than fit into the scripts under way and the
+// next ones.
+func TestRateLimit_AFullBatchObeysDeadlines(t *testing.T) {
+	t.Parallel()
+	hold := newHolder()
+	client := rueidishook.WithHook(redistest.Shared(t).Client(t), hold)
+	l := newLimiter(t, ratelimit.NewFixedWindow, client, ratelimit.PerHour(10), ratelimit.Options{})
+	hold.warm(t, l)
+	const callers = 1500
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var wg sync.WaitGroup
+		for i := range callers {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				defer cancel()
+				_, err := l.Allow(ctx, strconv.Itoa(i))
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+			})
+		}
+		wg.Wait()
+	}()
+	notHeld(t, done, "all have left")
+	hold.on.Store(false)
+	close(hold.release)
+	for i := range callers {
+		require.Eventually(t, func() bool { return peek(t, l, strconv.Itoa(i)).Remaining == 10 }, 10*time.Second, time.Millisecond)
+	}
+}
+
+// TestRateLimit_ARefusalThatIsOlderThanARefundIsForgotten holds the refusal back until there is room again.
+func TestRateLimit_ARefusalThatIsOlderThanARefundIsForgotten(t *testing.T) {
+	t.Parallel()
+	for name, makeRoom := range map[string]func(context.Context, *ratelimit.Limiter) error{
+		"Refund": func(ctx context.Context, l *ratelimit.Limiter) error { return l.Refund(ctx, "k", 1) },
+		"Reset":  func(ctx context.Context, l *ratelimit.Limiter) error { return l.Reset(ctx, "k") },
+	} {
+		hold := newHolder()
+		client := rueidishook.WithHook(redistest.Shared(t).Client(t), hold)
+		l := newLimiter(t, ratelimit.NewSlidingWindow, client, ratelimit.PerHour(1), ratelimit.Options{DenyCacheMaxAge: time.Hour, Prefix: redistest.Prefix(t)})
+		require.True(t, allowN(t, l, "k", 1).Allowed)
+		hold.on.Store(true)
+		refused := make(chan ratelimit.Result)
+		go func() {
+			r, _ := l.Allow(t.Context(), "k")
+			refused <- r
+		}()
+		<-hold.held
+		hold.on.Store(false)
+		require.NoError(t, makeRoom(t.Context(), l))
+		close(hold.release)
+		require.Equal(t, ratelimit.SourceRedis, (<-refused).Source)
+		require.True(t, allowN(t, l, "k", 1).Allowed, name)
+	}
+}
+
+func TestRateLimit_AllowAllTakesNothingForACallerThatLeaves(t *testing.T) {
+	t.Parallel()
+	hold := newHolder()
+	client := rueidishook.WithHook(redistest.Shared(t).Client(t), hold)
+	prefix := redistest.Prefix(t)
+	var requests []ratelimit.Request
+	for name, construct := range allAlgorithms {
+		l := newLimiter(t, construct, client, ratelimit.PerHour(10), ratelimit.Options{Prefix: prefix})
+		requests = append(requests, ratelimit.Request{Limiter: l, Key: name, N: 3})
+	}
+	for range 2 { // at first Redis may not have the script
+		r, err := ratelimit.AllowAll(t.Context(), requests...)
+		require.NoError(t, err)
+		require.True(t, r.Allowed)
+	}
+	hold.on.Store(true)
+	ctx, leave := context.WithTimeout(t.Context(), 5*time.Second) // less than Timeout: not to be waited for
+	failed := make(chan error)
+	go func() {
+		_, err := ratelimit.AllowAll(ctx, requests...)
+		failed <- err
+	}()
+	<-hold.held
+	hold.on.Store(false)
+	for _, r := range requests {
+		require.EqualValues(t, 1, peek(t, r.Limiter, r.Key).Remaining, "Redis has decided")
+	}
+	leave()
+	require.ErrorIs(t, <-failed, context.Canceled)
+	close(hold.release)
+	for _, r := range requests {
+		require.Eventually(t, func() bool { return peek(t, r.Limiter, r.Key).Remaining == 4 }, 10*time.Second, time.Millisecond)
+	}
+	_, err := ratelimit.AllowAll(ctx, requests...)
+	require.ErrorIs(t, err, context.Canceled)
+	require.EqualValues(t, 4, peek(t, requests[0].Limiter, requests[0].Key).Remaining)
 }
