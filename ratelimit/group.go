@@ -171,7 +171,7 @@ func (l *Limiter) commit(ctx context.Context, key string, n int64) (Result, erro
 	}
 	p, ok := b.join(key, n)
 	q.part.Unlock()
-	if !ok {
+	if !ok { // it is full
 		if canLead {
 			return l.commitAlone(ctx, key, n)
 		}
@@ -249,8 +249,10 @@ func (l *Limiter) send(ctx context.Context, q lane, b *batch) {
 		b.isDone = true
 		q.part.Unlock()
 		close(b.done)
-		if back := b.owed(l); len(back) > 0 {
-			go l.giveBack(ctx, back)
+		if len(b.abandoned) > 0 {
+			if back := b.owed(l); len(back) > 0 {
+				go l.giveBack(ctx, back)
+			}
 		}
 	}()
 	if b.calls > 0 {

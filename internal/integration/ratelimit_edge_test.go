@@ -134,7 +134,9 @@ type holder struct {
 	finished atomic.Int64
 }
 
-func newHolder() *holder { return &holder{held: make(chan struct{}, 100), release: make(chan struct{})} }
+func newHolder() *holder {
+	return &holder{held: make(chan struct{}, 100), release: make(chan struct{})}
+}
 
 func (h *holder) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	hold := h.on.Load()
