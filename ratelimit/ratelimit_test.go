@@ -106,7 +106,8 @@ func TestWith_CountsTogetherInThisProcess(t *testing.T) {
 	for i := range int64(maxDerived) {
 		l.With(PerHour(100 + i))
 	}
-	require.NotSame(t, l.With(PerHour(3)), l.With(PerHour(3)))
+	forgotten := l.With(PerHour(3))
+	require.NotSame(t, forgotten, l.With(PerHour(3)))
 	admitted := 0
 	for range 10 {
 		tier := l.With(PerHour(3))
