@@ -23,8 +23,8 @@
 // not at all if there is none. One caller's context does not end the others' calls. A key that was refused is not asked for again for a moment: see Options.DenyCacheSize. In a
 // cluster only calls for the same key share round trips.
 //
-// What was taken for a caller that left before Redis answered is given back, but to [AllowMany]'s: to just what it was
-// taken from, so that never more passes for it. That is nothing where its window has ended, or its step of a sliding one
+// What was taken for a caller that left before Redis answered is given back, except by [AllowMany]: to just what it was
+// taken from, so that never more than the limit passes. That is nothing where its window has ended, or its step of a sliding one
 // counts no more; and of a bucket less by what has dripped in since.
 //
 // It starts no goroutine of its own accord but these, which end within two Timeouts: to make a trip for callers whose

@@ -146,7 +146,7 @@ type AllResult struct {
 // AllowAll admits all of several calls or none, atomically, in one round trip: a call that is refused leaves the limits
 // of the others untouched. The limiters may be of any kind, must have the same client, and no two requests the same key
 // of Redis. The Timeout of the first one applies, and the OnFailure of each: with ReturnError for one, a failure is an
-// error.
+// error. If ctx ends first, what was taken is given back, in one more round trip for each request.
 //
 // In a cluster the keys must be in one slot, or the error is ErrCrossSlot. They are if they begin with the same hash tag,
 // as in "{acme}alice" and "{acme}", or are equal.
