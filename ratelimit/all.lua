@@ -8,13 +8,13 @@ for i, key in ipairs(KEYS) do
 	local take, save = algorithms[ARGV[base]](key, base)
 	local _, left, wait, full = take(tonumber(ARGV[base + 4]), 0)
 	local r = #reply
-	reply[r + 1], reply[r + 2], reply[r + 3], reply[r + 4] = wait > 0 and 0 or 1, left, wait, full
+	reply[r + 1], reply[r + 2], reply[r + 3], reply[r + 4], reply[r + 5] = wait > 0 and 0 or 1, left, wait, full, 0
 	takes[i], saves[i], pass = take, save, pass and wait == 0
 end
 if pass then
 	for i, take in ipairs(takes) do
-		local r = i * 4
-		reply[r - 3], reply[r - 2], reply[r - 1], reply[r] = take(tonumber(ARGV[i * 5]), 1)
+		local r = i * 5
+		reply[r - 4], reply[r - 3], reply[r - 2], reply[r - 1], reply[r] = take(tonumber(ARGV[i * 5]), 1)
 		saves[i]()
 	end
 end

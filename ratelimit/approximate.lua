@@ -27,7 +27,7 @@ if weighed + units + n * count <= limit then
 else
 	k = math.max(0, math.floor((limit - weighed - units) / n))
 end
-units = units + k * n
+units, mark = units + k * n, start
 left = math.max(0, limit - weighed - units)
 if weighed + units + n > limit then
 	-- In this window when the one before weighs little enough, else in the next when this one does.
@@ -51,8 +51,13 @@ elseif before > 0 then
 end
 
 --- give
-given = math.min(n, units + before)
 local u = math.min(n, units)
+given = math.min(n, units + before)
+if to and to == start then
+	given = u
+elseif to then
+	u, given = 0, to + window == start and math.min(n, before) or 0
+end
 units, before = units - u, before - given + u
 weighed = weight(before, math.max(0, now - start))
 if units > 0 then

@@ -56,7 +56,7 @@ func (b *breakers) succeeded(part int) {
 }
 
 func (b *breakers) failed(part int) {
-	if b.ranges[part].failures.Add(1) == breakerFailures {
+	if b.ranges[part].failures.Add(1) >= breakerFailures { // more, if a success came between the one that opened it and now
 		b.ranges[part].open()
 	}
 	now := sinceEpoch()

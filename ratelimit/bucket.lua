@@ -1,7 +1,8 @@
 -- A bucket of limit tokens that rate new ones drip into in each period, evenly.
 -- Numbers: limit, rate, period (microseconds; rate / period is in lowest terms). Stored: when it was filled last
--- (7 bytes), the whole tokens (6), what there is of the next one in parts of 1/period (6), period (6).
--- Invariant: tokens + part / period is exactly what rate has brought, without rounding.
+-- (7 bytes), how many whole tokens it lacks (6), what there is of the next one in parts of 1/period (6), period (6).
+-- Invariant: tokens + part / period is exactly what rate has brought, without rounding. What is lacking is stored, and
+-- not what is there, so that what was taken counts for another limit on the key too, however many tokens that has.
 
 --- open
 local limit, rate, period = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3])
@@ -34,6 +35,7 @@ local raw = redis.pcall('GET', key)
 if type(raw) == 'string' and #raw == 25 then
 	local parts
 	at, tokens, part, parts = struct.unpack('<I7I6I6I6', raw)
+	tokens = limit - tokens -- below 0 if more was taken under a limit with more tokens
 	if parts ~= period then
 		part = 0
 	end
@@ -49,26 +51,42 @@ if type(raw) == 'string' and #raw == 25 then
 	end
 end
 
--- till is how long it takes until there are n tokens, of which some are missing.
+-- till is how long it takes until there are n tokens, of which some are missing; at most 2^52, 142 years, which a slow
+-- rate takes for what was taken under a fast one.
 local function till(n)
 	local whole, rest = muldiv(n - tokens, period, rate)
-	return at - now + whole + math.ceil((rest - part) / rate)
+	return math.min(4503599627370496, at - now + whole + math.ceil((rest - part) / rate))
 end
 
 --- take
 if n * count <= tokens then
 	k = count
 else
-	k = math.floor(tokens / n)
+	k = math.max(0, math.floor(tokens / n))
 end
-tokens = tokens - k * n
-left = tokens
+tokens, mark = tokens - k * n, at
+left = math.max(0, tokens)
 wait = tokens < n and till(n) or 0
 full = tokens < limit and till(limit) or 0
 
 --- give
+-- To a mark no more is given than what has not dripped in since. So much, no bucket that was full without the call can
+-- have lost meanwhile; what others took, or were given back, does not matter.
+local rest = 0
+if to then
+	local whole = n
+	if at >= to then
+		whole, rest = muldiv(at - to, rate, period)
+	end
+	n = n - whole
+end
 given = math.min(n, limit - tokens)
-tokens = tokens + given
+if given > 0 then
+	tokens, part = tokens + given, part - rest
+	if part < 0 then
+		tokens, part = tokens - 1, part + period
+	end
+end
 if tokens == limit then
 	part = 0
 else
@@ -79,5 +97,5 @@ end
 if full == 0 then
 	redis.call('DEL', key)
 else
-	redis.call('SET', key, struct.pack('<I7I6I6I6', at, tokens, part, period), 'PX', math.ceil(full / 1000) + 1)
+	redis.call('SET', key, struct.pack('<I7I6I6I6', at, limit - tokens, part, period), 'PX', math.ceil(full / 1000) + 1)
 end

@@ -5,6 +5,9 @@ import (
 	"time"
 )
 
+// maxDenyKey is how many bytes a key has at most that is remembered, so that those of any length do not fill the memory.
+const maxDenyKey = 1024
+
 // denyCache remembers refusals. Within a part of its table, one more than fits displaces another, it does not matter
 // which: a refusal that was forgotten costs a round trip.
 type denyCache struct {
@@ -39,7 +42,7 @@ func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
 		return Result{}, false
 	}
 	part.RLock()
-	d, ok := part.entries[subject{l, key}]
+	d, ok := part.entries[subject{l.limit, key}]
 	part.RUnlock()
 	if !ok || n < d.n {
 		return Result{}, false
@@ -55,12 +58,12 @@ func (c *denyCache) look(l *Limiter, key string, n int64) (Result, bool) {
 
 // remember takes note of it if a reply says that calls of a run were refused.
 func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
-	admitted, left, wait, reset := r.of(i)
+	admitted, left, wait, reset, _ := r.of(i)
 	if c.perPart == 0 || admitted >= run.count {
 		return
 	}
 	now := sinceEpoch()
-	c.add(subject{l, run.key}, denial{
+	c.add(r.sent, subject{l.limit, run.key}, denial{
 		n:      run.n,
 		left:   left,
 		until:  r.sent + min(micros(wait), c.maxAge),
@@ -69,10 +72,17 @@ func (c *denyCache) remember(l *Limiter, r reply, i int, run run) {
 	})
 }
 
-func (c *denyCache) add(s subject, d denial) {
+// add takes note of a refusal that was asked for at some time.
+func (c *denyCache) add(sent time.Duration, s subject, d denial) {
+	if len(s.key) > maxDenyKey {
+		return
+	}
 	part := c.table.part(s.key)
 	part.Lock()
 	defer part.Unlock()
+	if sent <= part.dropped { // what made room for the key may have come after the refusal
+		return
+	}
 	old, ok := part.entries[s]
 	if ok && old.n < d.n && sinceEpoch() < old.until {
 		return // which says more
@@ -89,16 +99,25 @@ func (c *denyCache) add(s subject, d denial) {
 }
 
 // drop forgets the refusals of a key, by all limits: see With.
-func (c *denyCache) drop(key string) {
+func (c *denyCache) drop(sh *shared, key string) {
 	if c.perPart == 0 {
 		return
 	}
 	part := c.table.part(key)
 	part.Lock()
 	defer part.Unlock()
-	for s := range part.entries {
-		if s.key == key {
-			delete(part.entries, s)
+	part.dropped = sinceEpoch()
+	if limits := sh.derivedCount.Load(); limits <= maxDerived && int(limits) < len(part.entries) {
+		delete(part.entries, subject{sh.base, key})
+		sh.derived.Range(func(limit, _ any) bool {
+			delete(part.entries, subject{limit.(Limit), key})
+			return true
+		})
+	} else {
+		for s := range part.entries {
+			if s.key == key {
+				delete(part.entries, s)
+			}
 		}
 	}
 	part.size.Store(int32(len(part.entries)))

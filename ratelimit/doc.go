@@ -20,12 +20,15 @@
 //
 // One round trip per decision, however many calls it decides: those of a limiter that come while some are under way
 // share the next, each decided as if it had come alone. A call waits for one that is under way at most, by no timer, and
-// not at all if there is none. One caller's context does not end the others' calls; what was taken for a caller that had
-// left is given back. A key that was refused is not asked for again for a moment: see Options.DenyCacheSize. In a
+// not at all if there is none. One caller's context does not end the others' calls. A key that was refused is not asked for again for a moment: see Options.DenyCacheSize. In a
 // cluster only calls for the same key share round trips.
 //
+// What was taken for a caller that left before Redis answered is given back, except by [AllowMany]: to just what it was
+// taken from, so that never more than the limit passes. That is nothing where its window has ended, or its step of a sliding one
+// counts no more; and of a bucket less by what has dripped in since.
+//
 // It starts no goroutine of its own accord but these, which end within two Timeouts: to make a trip for callers whose
-// deadline is sooner than Timeout or who have left, and to see whether Redis is back.
+// deadline is sooner than Timeout or who have left, to give back, and to see whether Redis is back.
 //
 // # When Redis fails
 //

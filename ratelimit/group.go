@@ -44,6 +44,10 @@ type place struct {
 	index int64
 }
 
+func newBatch(runs int) *batch {
+	return &batch{runs: make([]run, 0, runs), began: sinceEpoch(), turn: make(chan struct{}), done: make(chan struct{})}
+}
+
 // join adds a call of n units. It reports false if the batch is full. All calls of a batch come at the same time, so
 // any order is theirs: those of the same key and n are put together. The batch must not be sealed.
 func (b *batch) join(key string, n int64) (place, bool) {
@@ -101,6 +105,22 @@ func (b *batch) result(l *Limiter, p place) (Result, error) {
 	return l.resultOf(b.reply, p.run, b.runs[p.run].n, p.index), nil
 }
 
+// owed returns what was taken for callers that had gone by then, as runs that give it back to just that.
+func (b *batch) owed(l *Limiter) []run {
+	units := make(map[int]int64)
+	for _, p := range b.abandoned {
+		if r, err := b.result(l, p); err == nil && r.Allowed {
+			units[p.run] += b.runs[p.run].n
+		}
+	}
+	back := make([]run, 0, len(units))
+	for i, n := range units {
+		_, _, _, _, mark := b.reply.of(i)
+		back = append(back, run{b.runs[i].key, n, -mark})
+	}
+	return back
+}
+
 // lane is where calls wait for a round trip.
 type lane struct {
 	part *tablePart[*batch]
@@ -110,9 +130,9 @@ type lane struct {
 // laneOf returns the lane of a key.
 func (l *Limiter) laneOf(key string) lane {
 	if l.cluster {
-		return lane{l.waiting.part(key), subject{l, key}}
+		return lane{l.waiting.part(key), subject{l.limit, key}}
 	}
-	return lane{l.waiting.partOf(key, lanes), subject{l: l}}
+	return lane{l.waiting.partOf(key, lanes), subject{limit: l.limit}}
 }
 
 // enter takes a lane if no trip is under way in it.
@@ -143,7 +163,7 @@ func (l *Limiter) commit(ctx context.Context, key string, n int64) (Result, erro
 	b, busy := q.part.entries[q.s]
 	isFirst := b == nil
 	if isFirst {
-		b = &batch{runs: make([]run, 0, 8), began: sinceEpoch(), turn: make(chan struct{}), done: make(chan struct{})}
+		b = newBatch(8)
 		q.part.set(q.s, b)
 		if !busy {
 			close(b.turn)
@@ -151,8 +171,14 @@ func (l *Limiter) commit(ctx context.Context, key string, n int64) (Result, erro
 	}
 	p, ok := b.join(key, n)
 	q.part.Unlock()
-	if !ok {
-		return l.commitAlone(ctx, key, n)
+	if !ok { // it is full
+		if canLead {
+			return l.commitAlone(ctx, key, n)
+		}
+		b = newBatch(1)
+		b.isSealed = true
+		p, _ = b.join(key, n)
+		go l.send(detach(ctx), q, b)
 	}
 
 	switch {
@@ -206,17 +232,28 @@ func (l *Limiter) lead(ctx context.Context, q lane, b *batch) {
 	b.isSealed = true
 	q.part.set(q.s, nil)
 	q.part.Unlock()
+	defer func() {
+		if b.calls > 1 {
+			q.gather()
+		}
+		q.handOver()
+	}()
+	l.send(ctx, q, b)
+}
+
+// send makes the round trip of a batch that is sealed, and wakes those who wait for it.
+func (l *Limiter) send(ctx context.Context, q lane, b *batch) {
 	b.err = ErrUnavailable // should the client panic
 	defer func() {
 		q.part.Lock()
 		b.isDone = true
 		q.part.Unlock()
 		close(b.done)
-		if b.calls > 1 {
-			q.gather()
+		if len(b.abandoned) > 0 {
+			if back := b.owed(l); len(back) > 0 {
+				go l.giveBack(ctx, back)
+			}
 		}
-		q.handOver()
-		l.giveBack(ctx, b)
 	}()
 	if b.calls > 0 {
 		b.reply, b.err = l.trip(ctx, b.runs, b.began)
@@ -261,18 +298,14 @@ func (q lane) handOver() {
 	}
 }
 
-// giveBack returns what was taken for callers that had gone by then.
-func (l *Limiter) giveBack(ctx context.Context, b *batch) {
-	var back []run
-	for _, p := range b.abandoned {
-		if r, err := b.result(l, p); err == nil && r.Allowed {
-			back = append(back, run{b.runs[p.run].key, b.runs[p.run].n, giveBack})
-		}
-	}
+// giveBack returns units that nobody has used, within a Timeout.
+func (l *Limiter) giveBack(ctx context.Context, back []run) {
+	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	defer cancel()
 	for part := range slices.Chunk(back, maxRuns) {
-		_, _ = l.trip(ctx, part, 0) // if it fails it is as if the answer had been lost
+		_, _ = l.trip(bounded, part, 0) // if it fails it is as if the answer had been lost
 		for _, r := range part {
-			l.denied.drop(r.key)
+			l.denied.drop(l.shared, r.key)
 		}
 	}
 }

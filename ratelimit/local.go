@@ -37,11 +37,11 @@ func (t *localLimiters) take(l *Limiter, key string, n int64) Result {
 		result.RetryAfter = probeInterval
 		return result
 	}
-	now := sinceEpoch()
 	part := t.table.part(key)
 	part.Lock()
 	defer part.Unlock()
-	s := t.state(part, subject{l, key}, most)
+	now := sinceEpoch() // not before the lock: time must not go back from one call to the next
+	s := t.state(part, subject{l.limit, key}, most)
 	if l.alg == &tokenBucket {
 		s.drip(l, float64(most), now)
 		perToken := float64(l.limit.Window) / (float64(l.limit.Rate) * l.opts.LocalShare)
@@ -123,7 +123,7 @@ func (t *localLimiters) give(l *Limiter, key string, n int64) {
 	part := t.table.part(key)
 	part.Lock()
 	defer part.Unlock()
-	if s := part.entries[subject{l, key}]; s != nil {
+	if s := part.entries[subject{l.limit, key}]; s != nil {
 		s.tokens += float64(n)
 		at := s.newest % int64(len(s.counts))
 		s.counts[at] = max(0, s.counts[at]-n)
@@ -134,5 +134,5 @@ func (t *localLimiters) drop(l *Limiter, key string) {
 	part := t.table.part(key)
 	part.Lock()
 	defer part.Unlock()
-	delete(part.entries, subject{l, key})
+	delete(part.entries, subject{l.limit, key})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"time"
 
@@ -145,7 +146,7 @@ type AllResult struct {
 // AllowAll admits all of several calls or none, atomically, in one round trip: a call that is refused leaves the limits
 // of the others untouched. The limiters may be of any kind, must have the same client, and no two requests the same key
 // of Redis. The Timeout of the first one applies, and the OnFailure of each: with ReturnError for one, a failure is an
-// error.
+// error. If ctx ends first, what was taken is given back, in one more round trip for each request.
 //
 // In a cluster the keys must be in one slot, or the error is ErrCrossSlot. They are if they begin with the same hash tag,
 // as in "{acme}alice" and "{acme}", or are equal.
@@ -181,7 +182,7 @@ func AllowAll(ctx context.Context, requests ...Request) (AllResult, error) {
 	}
 	if !decided {
 		var err error
-		if all, err = first.askAll(ctx, requests, keys, began); err != nil {
+		if all, err = first.commitAll(ctx, requests, keys, began); err != nil {
 			if ctx.Err() != nil {
 				return AllResult{}, fmt.Errorf("ratelimit: allow all: %w", err)
 			}
@@ -198,10 +199,55 @@ func AllowAll(ctx context.Context, requests ...Request) (AllResult, error) {
 	return all, nil
 }
 
-func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string, now time.Duration) (AllResult, error) {
+// commitAll has Redis decide the requests. For a caller that may leave while it does, a goroutine asks, and gives back what
+// was taken if that caller has left.
+func (l *Limiter) commitAll(ctx context.Context, requests []Request, keys []string, began time.Duration) (AllResult, error) {
+	if err := ctx.Err(); err != nil {
+		return AllResult{}, err
+	}
+	detached := detach(ctx)
+	if l.canLead(ctx) {
+		all, _, err := l.askAll(detached, requests, keys, began)
+		return all, err
+	}
+	type answer struct {
+		all AllResult
+		err error
+	}
+	answers := make(chan answer)
+	requests = slices.Clone(requests) // the caller's may change when it has left
+	go func() {
+		all, reply, err := l.askAll(detached, requests, keys, began)
+		select {
+		case answers <- answer{all, err}:
+		case <-ctx.Done():
+			if err == nil && all.Allowed {
+				giveBackAll(detached, l.opts.Timeout, requests, reply)
+			}
+		}
+	}()
+	select {
+	case a := <-answers:
+		return a.all, a.err
+	case <-ctx.Done():
+		return AllResult{}, ctx.Err()
+	}
+}
+
+// giveBackAll returns what was taken by requests, to just what it was taken from, within a timeout.
+func giveBackAll(ctx context.Context, timeout time.Duration, requests []Request, reply reply) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	for i, r := range requests {
+		_, _, _, _, mark := reply.of(i)
+		r.Limiter.giveBack(ctx, []run{{r.Key, r.N, -mark}})
+	}
+}
+
+func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string, now time.Duration) (AllResult, reply, error) {
 	part := l.rangeOf(keys[0])
 	if err := l.mayAsk(ctx, part, keys[0]); err != nil {
-		return AllResult{}, err
+		return AllResult{}, reply{}, err
 	}
 	bounded, cancel := l.deadlines.Bound(ctx, now)
 	defer cancel()
@@ -211,18 +257,18 @@ func (l *Limiter) askAll(ctx context.Context, requests []Request, keys []string,
 	}
 	result := script.Do(bounded, l.client, allScript.Call(keys, args...))
 	l.note(ctx, part, result.Error())
-	reply, err := newReply(result, len(requests), now)
+	answer, err := newReply(result, len(requests), now)
 	if err != nil {
-		return AllResult{}, err
+		return AllResult{}, reply{}, err
 	}
 	all := AllResult{Allowed: true, Results: make([]Result, len(requests))}
 	for i, r := range requests {
-		all.Results[i] = r.Limiter.resultOf(reply, i, r.N, 0)
+		all.Results[i] = r.Limiter.resultOf(answer, i, r.N, 0)
 		all.Allowed = all.Allowed && all.Results[i].Allowed
 		all.RetryAfter = max(all.RetryAfter, all.Results[i].RetryAfter)
-		r.Limiter.denied.remember(r.Limiter, reply, i, run{r.Key, r.N, 1})
+		r.Limiter.denied.remember(r.Limiter, answer, i, run{r.Key, r.N, 1})
 	}
-	return all, nil
+	return all, answer, nil
 }
 
 // fallBackAll applies each limiter's OnFailure to calls that err kept Redis from deciding.

@@ -56,8 +56,8 @@ type Options struct {
 	// at the end of one window; and a small Rate can be refused for longer than need be. Sliding windows only.
 	Approximate bool
 
-	// Timeout bounds each call from its beginning, also while it waits for others; the caller's own deadline does
-	// too. A cancelled call returns at once unless it makes the round trip for itself and others, which goes on
+	// Timeout bounds each call from its beginning, also while it waits for others, to an eighth of it; the caller's own
+	// deadline does too. A cancelled call returns at once unless it makes the round trip for itself and others, which goes on
 	// till Redis answers or Timeout ends. Set the client's Dialer.Timeout, 5s by default, no longer than this: while
 	// another user of the client opens a connection, all wait for it. At least 1ms, at most 24h. Defaults to 100ms.
 	Timeout time.Duration
@@ -73,8 +73,8 @@ type Options struct {
 	// DenyCacheSize is how many keys this process remembers that Redis has refused, so that their next calls of at
 	// least as many units are refused without a round trip, until RetryAfter or DenyCacheMaxAge has passed. It never
 	// admits anything, and does not change which calls Redis would admit, except after a Refund or Reset by another
-	// process, or a loss of data, which are noticed when DenyCacheMaxAge has passed. Negative for none. At most
-	// 10^7. Defaults to 8192.
+	// process, or a loss of data, which are noticed when DenyCacheMaxAge has passed. Keys longer than 1024 bytes
+	// are not remembered. Negative for none. At most 10^7. Defaults to 8192.
 	DenyCacheSize int
 
 	// DenyCacheMaxAge is for how long a refusal is remembered at most. At least 1ms, at most 24h. Defaults to 100ms:

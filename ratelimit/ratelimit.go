@@ -93,10 +93,11 @@ type Result struct {
 	Allowed bool
 	// Limit is the most that is ever admitted at once: Rate, or Burst of a token bucket.
 	Limit int64
-	// Remaining is how many units are left after this call, as known to who decided.
+	// Remaining is how many units are left after this call, as known to who decided: from the deny cache, it is what was
+	// left when Redis refused.
 	Remaining int64
-	// RetryAfter is 0 if the call was allowed; else when the same call passes at the earliest, to the microsecond,
-	// if no other takes what there is until then; Never if it cannot.
+	// RetryAfter is 0 if the call was allowed; else when the same call passes at the earliest, to the microsecond, of
+	// fixed windows to the millisecond, if no other takes what there is until then; Never if it cannot.
 	RetryAfter time.Duration
 	// ResetAfter is when the whole limit is available again, if nothing else is taken.
 	ResetAfter time.Duration
@@ -151,7 +152,7 @@ func newLimiter(client rueidis.Client, alg *algorithm, limit Limit, opts Options
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	l := (&Limiter{shared: newShared(client, alg, opts)}).derive(limit)
+	l := (&Limiter{shared: newShared(client, alg, limit, opts)}).derive(limit)
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -159,8 +160,9 @@ func newLimiter(client rueidis.Client, alg *algorithm, limit Limit, opts Options
 }
 
 // With returns a limiter for another limit on the same keys: for tiers, or a limit per call. What a key has used counts
-// against any Rate and Burst; windows of different length are counted apart. It costs no allocation for a limit used
-// before. That limit is out of range is an error of all calls.
+// against any Rate and Burst; windows of different length are counted apart. Into a bucket, tokens drip at the Rate of
+// whoever asks next; what is given back for a caller that left supposes that it was one Rate. The first 1024 limits are
+// remembered, and then cost no allocation. That limit is out of range is an error of all calls.
 func (l *Limiter) With(limit Limit) *Limiter {
 	if limit == l.limit {
 		return l
@@ -328,7 +330,7 @@ func (l *Limiter) decideLocally(key string, n int64) (Result, bool) {
 	return l.denied.look(l, key, n)
 }
 
-// Peek returns what Allow would, and takes nothing. It always asks Redis, once, and writes nothing there. OnFailure does
+// Peek tells whether Allow would pass, and takes nothing: Remaining is what is left now. It always asks Redis, once, and writes nothing there. OnFailure does
 // not apply: a failure is an error.
 func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 	if l.err != nil {
@@ -346,7 +348,7 @@ func (l *Limiter) ask(ctx context.Context, key string, n int64) (Result, error) 
 	if err != nil {
 		return Result{}, err
 	}
-	_, left, wait, reset := reply.of(0)
+	_, left, wait, reset, _ := reply.of(0)
 	return Result{
 		Allowed: wait == 0, Limit: l.most, Remaining: left, RetryAfter: micros(wait), ResetAfter: micros(reset),
 	}, nil
@@ -354,14 +356,15 @@ func (l *Limiter) ask(ctx context.Context, key string, n int64) (Result, error) 
 
 // Refund gives n units back that were taken but not used, at most so many that the limit is whole. Of a sliding window
 // it is the units taken last that are given back, which is exact for the latest call; of a fixed window those of the
-// present one. It makes one round trip, and is not repeated if its answer is lost. OnFailure does not apply: a failure
+// present one. So to give back units of an earlier window or entry, or of a bucket that was full since, can let more than
+// the limit pass: give back soon, and nothing that was taken about a Window ago. It makes one round trip, and is not repeated if its answer is lost. OnFailure does not apply: a failure
 // is an error. n less than 1 is an error.
 func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.check(n); err != nil {
 		return err
 	}
 	_, err := l.trip(ctx, []run{{key, min(n, maxUnits), giveBack}}, 0)
-	l.denied.drop(key)
+	l.denied.drop(l.shared, key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: refund: %w", err)
 	}
@@ -382,7 +385,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		err = l.client.Do(bounded, l.client.B().Del().Key(name).Build()).Error()
 		l.note(ctx, part, err)
 	}
-	l.denied.drop(key)
+	l.denied.drop(l.shared, key)
 	l.local.drop(l, key)
 	if err != nil {
 		return fmt.Errorf("ratelimit: reset: %w", err)

@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -95,6 +96,30 @@ func TestWith_RemembersSoMany(t *testing.T) {
 	require.Error(t, l.With(PerSecond(0)).Reset(t.Context(), "k"))
 	_, err = AllowMany(t.Context(), Request{Limiter: l.With(PerSecond(0)), Key: "k", N: 1})
 	require.Error(t, err)
+}
+
+// TestWith_CountsTogetherInThisProcess is about the limiters that With does not remember.
+func TestWith_CountsTogetherInThisProcess(t *testing.T) {
+	t.Parallel()
+	l, err := NewFixedWindow(noServer{}, PerHour(5), Options{OnFailure: Local})
+	require.NoError(t, err)
+	for i := range int64(maxDerived) {
+		l.With(PerHour(100 + i))
+	}
+	forgotten := l.With(PerHour(3))
+	require.NotSame(t, forgotten, l.With(PerHour(3)))
+	admitted := 0
+	for range 10 {
+		tier := l.With(PerHour(3))
+		if tier.local.take(tier, "k", 1).Allowed {
+			admitted++
+		}
+	}
+	require.Equal(t, 3, admitted)
+	tier := l.With(PerHour(3))
+	tier.denied.add(sinceEpoch(), subject{tier.limit, "k"}, denial{n: 1, until: sinceEpoch() + time.Hour})
+	_, refused := l.With(PerHour(3)).decideLocally("k", 1)
+	require.True(t, refused)
 }
 
 func TestAllow_DecidesWithoutAServerWhatCannotPass(t *testing.T) {
@@ -292,7 +317,7 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		require.NoError(t, err)
 		c := newDenyCache(640, time.Second)
 		deny := func(key string, n int64, wait time.Duration) {
-			c.add(subject{l, key}, denial{n: n, until: sinceEpoch() + min(wait, time.Second), passes: sinceEpoch() + wait})
+			c.add(sinceEpoch(), subject{l.limit, key}, denial{n: n, until: sinceEpoch() + min(wait, time.Second), passes: sinceEpoch() + wait})
 		}
 		deny("k", 5, time.Hour)
 		refused := func(key string, n int64) bool { _, ok := c.look(l, key, n); return ok }
@@ -313,8 +338,16 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
 		require.False(t, refused("k", 8))
 		deny("k", 8, time.Minute)
-		c.drop("k")
+		c.drop(l.shared, "k")
 		require.False(t, refused("k", 8))
+		asked := sinceEpoch() // before the drop
+		c.add(asked, subject{l.limit, "k"}, denial{n: 8, until: asked + time.Minute})
+		require.False(t, refused("k", 8), "it may have been refused before the drop")
+		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
+		deny("k", 8, time.Minute)
+		require.True(t, refused("k", 8))
+		deny(strings.Repeat("k", maxDenyKey+1), 8, time.Minute)
+		require.False(t, refused(strings.Repeat("k", maxDenyKey+1), 8))
 		for i := range 5000 {
 			deny(string(rune(i)), 1, time.Minute)
 		}
@@ -324,6 +357,35 @@ func TestDenyCache_IsBoundedAndAgeing(t *testing.T) {
 		}
 		require.LessOrEqual(t, total, 640)
 		require.GreaterOrEqual(t, total, 500)
+	})
+}
+
+// TestDenyCache_DropsAKeyUnderAllLimits does so when few limits are known, and when more are than With remembers.
+func TestDenyCache_DropsAKeyUnderAllLimits(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T) {
+		l, err := NewFixedWindow(noServer{}, PerHour(10), Options{})
+		require.NoError(t, err)
+		c := &l.denied
+		for _, limits := range []int{0, 3, maxDerived + 5} {
+			asked := []*Limiter{l}
+			for i := range limits {
+				asked = append(asked, l.With(PerHour(int64(100+i))))
+			}
+			refused := denial{n: 1, until: sinceEpoch() + time.Hour}
+			part := c.table.part("k")
+			part.entries = nil
+			for _, under := range asked {
+				part.set(subject{under.limit, "k"}, refused)
+				part.set(subject{under.limit, "other"}, refused)
+			}
+			part.size.Store(1)
+			c.drop(l.shared, "k")
+			require.Len(t, part.entries, len(asked))
+			for s := range part.entries {
+				require.Equal(t, "other", s.key)
+			}
+		}
 	})
 }
 
@@ -355,5 +417,45 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 		time.Sleep(time.Second) //nolint:forbidigo // synctest's time
 		b.failed(6)
 		require.False(t, ok(60), "nothing has succeeded anywhere for as long as patience")
+		b.succeeded(7)
+		b.ranges[7].failures.Store(breakerFailures + 2) // as if they came while the success was being noted
+		b.failed(7)
+		require.False(t, ok(7))
 	})
+}
+
+// TestLocal_NeverExceedsItsShareUnderContention has callers wait for each other, between windows that are short.
+func TestLocal_NeverExceedsItsShareUnderContention(t *testing.T) {
+	t.Parallel()
+	const rate, window = 20, 8 * time.Millisecond
+	l, err := NewSlidingWindow(noServer{}, Per(rate, window), Options{OnFailure: Local})
+	require.NoError(t, err)
+	type event struct{ before, after time.Duration }
+	var admitted []event
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	end := time.Now().Add(300 * time.Millisecond)
+	for range 32 {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				before := sinceEpoch()
+				if l.local.take(l, "k", 1).Allowed {
+					mu.Lock()
+					admitted = append(admitted, event{before, sinceEpoch()})
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Greater(t, len(admitted), rate)
+	for _, first := range admitted {
+		together := 0
+		for _, other := range admitted {
+			if other.before >= first.before && other.after < first.before+window {
+				together++
+			}
+		}
+		require.LessOrEqual(t, together, rate)
+	}
 }

@@ -42,7 +42,7 @@ type algorithm struct {
 
 // newAlgorithm puts the sections of an algorithm's file into call.lua, where they run as they are: functions would
 // cost a third of the script's time.
-func newAlgorithm(name string, numbers int, head, source string) algorithm {
+func newAlgorithm(name string, numbers int, source string) algorithm {
 	replacements := []string{"--[[name]]", name, "--[[numbers]]", strconv.Itoa(numbers)}
 	_, sections, _ := strings.Cut(source, "\n--- ")
 	for section := range strings.SplitSeq(sections, "\n--- ") {
@@ -50,15 +50,15 @@ func newAlgorithm(name string, numbers int, head, source string) algorithm {
 		replacements = append(replacements, "--[["+title+"]]", strings.TrimSpace(body))
 	}
 	fill := strings.NewReplacer(replacements...).Replace
-	return algorithm{name, numbers, script.New(head + fill(callSource)), fill(openSource)}
+	return algorithm{name, numbers, script.New(nowSource + fill(callSource)), fill(openSource)}
 }
 
 // None of the scripts may be sent again when a reply was lost: it may have run.
 var (
-	fixedWindow       = newAlgorithm("fixed", 2, "", fixedSource)
-	slidingWindow     = newAlgorithm("sliding", 3, nowSource, slidingSource)
-	approximateWindow = newAlgorithm("approximate", 2, nowSource, approximateSource)
-	tokenBucket       = newAlgorithm("bucket", 3, nowSource, bucketSource)
+	fixedWindow       = newAlgorithm("fixed", 2, fixedSource)
+	slidingWindow     = newAlgorithm("sliding", 3, slidingSource)
+	approximateWindow = newAlgorithm("approximate", 2, approximateSource)
+	tokenBucket       = newAlgorithm("bucket", 3, bucketSource)
 
 	allScript = script.New(nowSource + fixedWindow.open + slidingWindow.open + approximateWindow.open + tokenBucket.open + allSource)
 )

@@ -16,6 +16,7 @@ import (
 type shared struct {
 	client    rueidis.Client
 	alg       *algorithm
+	base      Limit // of the first limiter; With makes the others
 	opts      Options
 	cluster   bool
 	deadlines *deadline.Shared
@@ -30,10 +31,11 @@ type shared struct {
 	derivedCount atomic.Int64
 }
 
-func newShared(client rueidis.Client, alg *algorithm, opts Options) *shared {
+func newShared(client rueidis.Client, alg *algorithm, limit Limit, opts Options) *shared {
 	s := &shared{
 		client:    client,
 		alg:       alg,
+		base:      limit,
 		opts:      opts,
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opts.Timeout),
@@ -49,10 +51,10 @@ func newShared(client rueidis.Client, alg *algorithm, opts Options) *shared {
 	return s
 }
 
-// subject is a key under a limit.
+// subject is a key under a limit. Limiters of one limit are the same, however many With has made.
 type subject struct {
-	l   *Limiter
-	key string
+	limit Limit
+	key   string
 }
 
 // table is a map by subject in parts, so that few callers wait for each other.
@@ -66,7 +68,8 @@ const tableParts = 64
 type tablePart[V any] struct {
 	sync.RWMutex
 	entries map[subject]V
-	size    atomic.Int32 // of entries; kept up by denyCache alone, which reads it without the lock
+	size    atomic.Int32  // of entries; kept up by denyCache alone, which reads it without the lock
+	dropped time.Duration // when denyCache last dropped a key, since epoch
 }
 
 func newTable[V any]() table[V] { return table[V]{seed: maphash.MakeSeed()} }

@@ -43,7 +43,7 @@ if k > 0 then
 		end
 		newest, units = at, 0
 	end
-	units, used = units + k * n, used + k * n
+	units, used, mark = units + k * n, used + k * n, newest
 end
 left = math.max(0, limit - used)
 if used + n > limit then
@@ -67,9 +67,24 @@ if not isWhole then
 	last = #raw
 end
 given = math.min(n, used)
+if to == newest then
+	given = math.min(n, units)
+elseif to then
+	given = 0
+	for i = first, last - 12, 13 do
+		local at, u = struct.unpack('<I7I6', raw, i)
+		if at == to then
+			given = math.min(n, u)
+			local rest = u > given and struct.pack('<I7I6', at, u - given) or ''
+			raw = string.sub(raw, 1, i - 1) .. rest .. string.sub(raw, i + 13)
+			last = last - 13 + #rest
+			break
+		end
+	end
+end
 used = used - given
-n = given
-while n >= units and used > 0 do -- what was taken last goes first: the newest entry is gone, the one before is the newest
+n = (not to or to == newest) and given or 0
+while n > 0 and n >= units and used > 0 do -- what was taken last goes first: the newest entry is gone, the one before is the newest
 	n = n - units
 	if begun ~= '' then
 		newest, units = struct.unpack('<I7I6', begun)

@@ -14,7 +14,7 @@ import (
 )
 
 // run is count calls for a key of n units each; or, without any, the question whether one would pass; or, with giveBack,
-// n units that are given back.
+// n units that are given back; or, with the negative of a mark, n units that are given back to what calls took them from.
 type run struct {
 	key      string // the caller's
 	n, count int64
@@ -24,23 +24,24 @@ const giveBack = -1
 
 // reply is what call.lua says of each run.
 type reply struct {
-	values []rueidis.RedisMessage // four per run
+	values []rueidis.RedisMessage // five per run
 	sent   time.Duration          // since epoch
 }
 
-const valuesPerRun = 4
+const valuesPerRun = 5
 
 var errReply = errors.New("unexpected reply from redis")
 
 // of returns how many calls of a run were admitted, what is left then, and how many microseconds it takes until another
-// such call passes and until the limit is whole.
-func (r reply) of(i int) (admitted, left, wait, reset int64) {
+// such call passes and until the limit is whole; and the mark of what was taken from.
+func (r reply) of(i int) (admitted, left, wait, reset, mark int64) {
 	v := r.values[i*valuesPerRun:]
 	admitted, _ = v[0].AsInt64() // newReply has looked
 	left, _ = v[1].AsInt64()
 	wait, _ = v[2].AsInt64()
 	reset, _ = v[3].AsInt64()
-	return admitted, left, wait, reset
+	mark, _ = v[4].AsInt64()
+	return admitted, left, wait, reset, mark
 }
 
 func newReply(result rueidis.RedisResult, runs int, sent time.Duration) (reply, error) {
@@ -61,7 +62,7 @@ func newReply(result rueidis.RedisResult, runs int, sent time.Duration) (reply, 
 
 // resultOf returns the result of the index-th call of a run.
 func (l *Limiter) resultOf(r reply, i int, n, index int64) Result {
-	admitted, left, wait, reset := r.of(i)
+	admitted, left, wait, reset, _ := r.of(i)
 	result := Result{Limit: l.most, Remaining: left, ResetAfter: micros(reset)}
 	if index < admitted {
 		later := (admitted - 1 - index) * n // what was taken after this call, and before left was counted
@@ -139,7 +140,9 @@ func (l *Limiter) mayAsk(ctx context.Context, part int, key string) error {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.opts.Timeout)
 			defer cancel()
 			question := l.appendArgs(nil, []run{{n: 1}})
-			l.note(ctx, part, script.Do(ctx, l.client, l.alg.call.Call([]string{key}, question...)).Error())
+			if script.Do(ctx, l.client, l.alg.call.Call([]string{key}, question...)).Error() == nil {
+				l.breakers.succeeded(part)
+			} // else it is no news, of this range or of others
 		}()
 	}
 	return ErrUnavailable

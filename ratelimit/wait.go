@@ -21,8 +21,9 @@ func (l *Limiter) Wait(ctx context.Context, key string) error { return l.WaitN(c
 // is more than the limit, and with ErrDeadline if it is clear by now that ctx's deadline is too early. If ctx ends while
 // it waits, the error matches ctx's, and nothing is taken.
 //
-// Callers in a process that wait for the same key and limit pass in the order in which they came; Redis is asked for
-// the first of them only, and not before it is likely to pass. Callers in different processes compete. A caller does
+// Callers in a process that wait for the same key and limit pass in the order in which Redis refused them first; it is
+// asked for the first of them only, and not before it is likely to pass. One that comes while another's first question is
+// under way asks too, and may pass before it, as for fewer units. Callers in different processes compete. A caller does
 // not notice that a Refund or Reset makes it pass earlier. While Redis fails it is as OnFailure says.
 func (l *Limiter) WaitN(ctx context.Context, key string, n int64) error {
 	if err := l.check(n); err != nil {
@@ -46,7 +47,7 @@ func (l *Limiter) wait(ctx context.Context, key string, n int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s := subject{l, key}
+	s := subject{l.limit, key}
 	part := l.lines.part(key)
 	part.RLock()
 	_, busy := part.entries[s]

@@ -37,15 +37,16 @@ local function call(command, key, ...)
 		expires = nil
 	end
 	local a, b, c = ...
-	if command == 'PTTL' then
-		return expires and expires - ms or -1
+	if command == 'PEXPIRETIME' then
+		return expires or -1
 	elseif command == 'DEL' then
 		return real.call('DEL', key, clock)
 	elseif command == 'SET' then
-		if b ~= 'PX' or c < 1 or c % 1 ~= 0 then
+		local at = b == 'PX' and ms + c or b == 'PXAT' and c or 0
+		if at < ms + 1 or at % 1 ~= 0 then
 			error('SET without a TTL')
 		end
-		real.call('SET', clock, string.format('%.0f', ms + c), 'EX', 3600)
+		real.call('SET', clock, string.format('%.0f', at), 'EX', 3600)
 		return real.call('SET', key, a, 'EX', 3600)
 	end
 	return real.call(command, key, ...)

@@ -125,9 +125,7 @@ func limitsAsPromised(t *testing.T, client rueidis.Client) {
 		require.True(t, allowN(t, l, "tier", 10).Allowed)
 		gold := l.With(ratelimit.PerHour(100))
 		require.Same(t, gold, l.With(ratelimit.PerHour(100)))
-		if name != "bucket" { // tokens are counted from the top
-			require.EqualValues(t, 89, allowN(t, gold, "tier", 1).Remaining, name)
-		}
+		require.EqualValues(t, 89, allowN(t, gold, "tier", 1).Remaining, name)
 		require.False(t, allowN(t, l, "tier", 1).Allowed)
 
 		// Several at once.
@@ -294,23 +292,27 @@ func TestRateLimit_RefusedCallsAndPeekWriteNothing(t *testing.T) {
 		})
 		require.EqualValues(t, 20, commands["evalsha"], "one round trip each, and none for what can never pass")
 		for command := range commands {
-			require.Contains(t, []string{"evalsha", "get", "getrange", "pttl", "time"}, command)
+			require.Contains(t, []string{"evalsha", "get", "getrange", "pexpiretime", "time"}, command)
 		}
 		require.Equal(t, before, dump())
 	}
 }
 
-func TestRateLimit_AnAdmittedCallTakesFourCommands(t *testing.T) {
+func TestRateLimit_AnAdmittedCallTakesFewCommands(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	for _, construct := range allAlgorithms {
+	for name, construct := range allAlgorithms {
 		l := newLimiter(t, construct, server.Client(t), ratelimit.PerHour(1000), ratelimit.Options{})
 		allowN(t, l, "k", 1)
 		for _, n := range redistest.Commands(t, server, func() { allowN(t, l, "k", 1) }) {
 			require.EqualValues(t, 1, n)
 		}
 		commands := redistest.Commands(t, server, func() { allowN(t, l, "k", 1) })
-		require.LessOrEqual(t, len(commands), 4, "%v", commands)
+		most := 4
+		if name == "fixed" {
+			most = 5 // among them when the window ends
+		}
+		require.LessOrEqual(t, len(commands), most, "%v", commands)
 	}
 }
 

@@ -10,6 +10,7 @@
 package httplimit
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -173,8 +174,8 @@ func decide(r *http.Request, requests []ratelimit.Request) ([]ratelimit.Result, 
 	}
 	for i, result := range results {
 		if result.Allowed && result.Source == ratelimit.SourceRedis {
-			// If it fails, less passes than might.
-			if requests[i].Limiter.Refund(ctx, requests[i].Key, requests[i].N) == nil {
+			// Also if the client has left by now. If it fails, less passes than might.
+			if requests[i].Limiter.Refund(context.WithoutCancel(ctx), requests[i].Key, requests[i].N) == nil {
 				results[i].Remaining += requests[i].N
 			}
 		}

@@ -26,7 +26,8 @@ func IPKey(trustedProxies ...netip.Prefix) func(*http.Request) (string, error) {
 
 var errNoAddress = errors.New("the request has no IP address")
 
-// Key returns the address, without a port or zone, or the network that it is in.
+// Key returns the address, without a port or zone, or the network that it is in. It is an error, and thus 400 by default,
+// if RemoteAddr is none, as with Unix sockets.
 func (c ClientIP) Key(r *http.Request) (string, error) {
 	addr, ok := parseAddr(r.RemoteAddr)
 	if !ok {
