@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,7 +30,7 @@ var ErrFull = errors.New("buffer: full")
 var ErrOverflow = errors.New("buffer: sum overflows")
 
 // ErrUnconfirmed means that Redis has not confirmed in time. The values are not lost: this process goes on sending them until
-// Redis confirms, or Close gives up. So do not add them again.
+// Redis confirms, or Close gives up. So do not add them again. The exception is a sum that turns out to overflow: see [Buffer.Add].
 var ErrUnconfirmed = errors.New("buffer: not confirmed yet")
 
 // ErrClosed means that Close has been called.
@@ -211,8 +212,8 @@ type Buffer struct {
 
 	registered atomic.Int64 // when, since epoch
 	senders    sync.WaitGroup
-	abandon    chan struct{} // closed when Close gives up
-	giveUp     sync.Once
+	life       context.Context // ends when Close gives up
+	giveUp     context.CancelFunc
 }
 
 // New returns a buffer for values of the given columns. name is 1 to 64 printable bytes without colons and braces. Processes
@@ -234,8 +235,9 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	b := &Buffer{
 		client: client, opts: opts, columns: append([]Column(nil), columns...),
 		keys: keyspace{opts.Prefix, name}, writer: rand.Text()[:16],
-		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout), abandon: make(chan struct{}),
+		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout),
 	}
+	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {
 		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1)}
 	}
@@ -243,7 +245,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 }
 
 // Close refuses further calls of Add and Post and waits until Redis has confirmed all that came before, or ctx ends: then it
-// gives up, and returns an error if anything was not confirmed. It does not flush and does not end Run.
+// gives up, and returns an error if anything was not confirmed, as does each further call. It does not flush and does not end Run.
 func (b *Buffer) Close(ctx context.Context) error {
 	for _, s := range b.shards {
 		s.mu.Lock()
@@ -258,11 +260,10 @@ func (b *Buffer) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
-		return nil
 	case <-ctx.Done():
+		b.giveUp()
+		<-done
 	}
-	b.giveUp.Do(func() { close(b.abandon) })
-	<-done
 	left := 0
 	for _, s := range b.shards {
 		s.mu.Lock()
@@ -272,7 +273,7 @@ func (b *Buffer) Close(ctx context.Context) error {
 	if left == 0 {
 		return nil
 	}
-	return fmt.Errorf("buffer: close: %d rows were not confirmed: %w", left, ctx.Err())
+	return fmt.Errorf("buffer: close: %d rows were not confirmed: %w", left, cmp.Or(ctx.Err(), errGivenUp))
 }
 
 // ledgerName is what the buffer is called in a sink's ledger. A name has no colon, so no two buffers of one Redis share it.

@@ -353,7 +353,10 @@ func (f *flusher) extend(ctx context.Context, k shardKeys, nonce string, lease t
 
 // read fills in the rows and the version of the live batch.
 func (f *flusher) read(ctx context.Context, k shardKeys, batch *Batch, info *FlushInfo) error {
-	reply, err := f.call(ctx, readScript.Call([]string{k.meta, k.batch, k.marks}, batch.Nonce)).ToArray()
+	// A batch with large texts may take longer than OpTimeout, each time.
+	ctx, cancel := context.WithTimeout(ctx, max(f.opts.OpTimeout, f.opts.Lease))
+	defer cancel()
+	reply, err := script.Do(ctx, f.client, readScript.Call([]string{k.meta, k.batch, k.marks}, batch.Nonce)).ToArray()
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}

@@ -23,7 +23,7 @@ type Stats struct {
 	Regressions int64         // how often Redis turned out to be behind the ledger
 
 	Local   int    // rows of this process that Redis has not confirmed
-	Dropped uint64 // values that this process posted and Redis refused since the sum would overflow
+	Dropped uint64 // values, posted or unconfirmed, that were not counted since the sum would overflow
 }
 
 // Stats reads how the buffer is doing, in one round trip after another that tells the number of shards.

@@ -317,7 +317,7 @@ func (w *writer) onConflict(cells []cell) string {
 func (w *writer) writeArrays(ctx context.Context, tx *sql.Tx, cells []cell, rows []buffer.Row, keys []any) error {
 	args := []any{array(len(rows), func(i int) any { return keys[i] })}
 	arrays := "CAST($1::text AS " + w.keyArray() + "[])"
-	names := "k"
+	names := `":"` // no column has this name
 	for n, c := range cells {
 		args = append(args, array(len(rows), func(i int) any { return c.value(rows[i]) }))
 		arrays += ", CAST($" + strconv.Itoa(n+2) + "::text AS " + c.array + "[])"
@@ -330,7 +330,7 @@ func (w *writer) writeArrays(ctx context.Context, tx *sql.Tx, cells []cell, rows
 		for i, c := range cells {
 			assignments[i] = c.assign("t."+c.name, "t."+c.at, "n."+c.name, "n."+c.at)
 		}
-		statement = "UPDATE " + w.name + " AS t SET " + strings.Join(assignments, ", ") + " FROM " + from + " WHERE t." + w.key + " = n.k"
+		statement = "UPDATE " + w.name + " AS t SET " + strings.Join(assignments, ", ") + " FROM " + from + " WHERE t." + w.key + ` = n.":"`
 	}
 	_, err := tx.ExecContext(ctx, statement, args...)
 	return err
