@@ -96,7 +96,7 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 			settled := r.settled
 			s.mu.Unlock()
 			if !settled {
-				b.drop(overflow)
+				b.drop(ctx, overflow)
 				return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
 			}
 			<-g.done
@@ -138,10 +138,10 @@ func (b *Buffer) Post(entity string, deltas ...Delta) error {
 }
 
 // drop tells of columns whose values nobody waits for, and which are not counted.
-func (b *Buffer) drop(columns uint32) {
+func (b *Buffer) drop(ctx context.Context, columns uint32) {
 	if columns != 0 {
 		b.stats.dropped.Add(uint64(bits.OnesCount32(columns)))
-		b.reportError(context.Background(), OpPost, b.overflowError(columns))
+		b.reportError(ctx, OpPost, b.overflowError(columns))
 	}
 }
 
@@ -339,7 +339,7 @@ func (s *shard) settle(rows []*row, posts *group) {
 	}
 	s.mu.Unlock()
 	for _, columns := range dropped {
-		b.drop(columns)
+		b.drop(context.Background(), columns)
 	}
 }
 

@@ -92,16 +92,18 @@ type Options struct {
 	Shards int
 
 	// MaxPending bounds the fields (values of one column of one entity) in Redis. Each shard has an equal share of it, half
-	// for what is being flushed and half for what has come since; when that half is used up, Add returns ErrFull for
-	// entities that are not in it already. One round trip, of 1000 fields at most, may go beyond it. At least twice Shards.
-	// Defaults to 1,000,000, which is about 100 MB.
+	// for what is being flushed and half for what has come since; when that half is used up, Add returns ErrFull unless
+	// all of the call's fields are in it already. One round trip, of 1000 fields at most, may go beyond it. It does not bound
+	// dead letters and their reasons, of 300 bytes each at most: watch Stats.DeadLetters. At least twice Shards. Defaults to
+	// 1,000,000, which is about 100 MB.
 	MaxPending int
 
 	// MaxLocal bounds the entities that wait in this process for Redis to take them; beyond, Add and Post return ErrFull.
 	// Each shard has an equal share. At least Shards. Defaults to 100,000.
 	MaxLocal int
 
-	// MaxBatch is the largest number of fields in a batch. 1 to 100,000. Defaults to 5,000.
+	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole:
+	// make it smaller for large texts, of 64 KiB each at most. 1 to 100,000. Defaults to 5,000.
 	MaxBatch int
 
 	// FlushEvery is the pause between two passes of Run, give or take a tenth, so that processes started together do not
@@ -120,7 +122,7 @@ type Options struct {
 	// At least 1ms. Defaults to 30s.
 	Backoff time.Duration
 
-	// OpTimeout bounds each round trip to Redis. At least 1ms. Defaults to 1s.
+	// OpTimeout bounds each round trip to Redis; Lease does that which reads a batch, if it is longer. At least 1ms. Defaults to 1s.
 	OpTimeout time.Duration
 
 	// AddTimeout is how long an Add waits at most, 7/8 of it at least, before it returns ErrUnconfirmed; its context may
@@ -212,7 +214,7 @@ type Buffer struct {
 
 	registered atomic.Int64 // when, since epoch
 	senders    sync.WaitGroup
-	life       context.Context // ends when Close gives up
+	life       context.Context //nolint:containedctx // its end is when Close gives up: the senders', not a call's
 	giveUp     context.CancelFunc
 }
 

@@ -163,13 +163,13 @@ func (f *flusher) pending(ctx context.Context) ([]int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.opts.OpTimeout)
 	defer cancel()
-	cmds := make([]rueidis.Completed, n)
-	for i := range n {
+	calls := make([]script.Call, n)
+	for i := range calls {
 		k := f.keys.shard(i, "")
-		cmds[i] = f.client.B().Exists().Key(k.cur, k.gen, k.batch).Build().Pin() // rueidis sends it again: see script.go
+		calls[i] = someScript.Call([]string{k.cur, k.gen, k.batch})
 	}
 	var shards []int
-	for i, r := range f.client.DoMulti(ctx, cmds...) {
+	for i, r := range script.DoMulti(ctx, f.client, calls) {
 		some, err := r.AsInt64()
 		if err != nil {
 			return nil, err

@@ -126,6 +126,10 @@ func (c cell) assign(there, thereAt, fresh, freshAt string) string {
 
 // write writes rows, whose order it keeps.
 func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, rows []buffer.Row) error {
+	cells := w.cells(batch.Columns)
+	if err := w.check(cells); err != nil {
+		return err
+	}
 	keys, err := w.keys(rows)
 	if err != nil {
 		return err
@@ -135,7 +139,6 @@ func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, row
 			return err
 		}
 	}
-	cells := w.cells(batch.Columns)
 	switch {
 	case w.dialect == DialectPostgres:
 		err = w.writeArrays(ctx, tx, cells, rows, keys)
@@ -146,6 +149,23 @@ func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, row
 	}
 	if err != nil {
 		return fmt.Errorf("sqlsink: write: %w", err)
+	}
+	return nil
+}
+
+const maxIdentifier = 63 // bytes; PostgreSQL cuts what is longer, without an error
+
+// check finds names that cannot be: only a batch knows the buffer's columns.
+func (w *writer) check(cells []cell) error {
+	taken := map[string]bool{w.key: true}
+	for _, c := range cells {
+		switch {
+		case len(c.name) > maxIdentifier+len(`""`):
+			return fmt.Errorf("sqlsink: a column's name must have at most %d bytes, got %s: see Table.Columns", maxIdentifier, c.name)
+		case taken[c.name]:
+			return fmt.Errorf("sqlsink: two columns would be written to %s: see Table.Columns", c.name)
+		}
+		taken[c.name] = true
 	}
 	return nil
 }

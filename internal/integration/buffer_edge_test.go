@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -273,4 +274,118 @@ func TestSQLSink_ColumnsOfAnyName(t *testing.T) {
 		require.NoError(t, db.QueryRowContext(t.Context(), "SELECT k + n + t + excluded FROM names").Scan(&sum))
 		require.Equal(t, int64(2+4+6+4), sum)
 	})
+}
+
+// A deferred constraint shows at COMMIT. PostgreSQL can be asked whose it is; SQLite cannot, but the connection must come out of
+// the transaction.
+func TestSQLSink_ADeferredConstraint(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, dialect sqlsink.Dialect, d redistest.Database) {
+		if dialect == sqlsink.DialectMySQL {
+			return // it has none
+		}
+		if dialect == sqlsink.DialectSQLite {
+			d.DSN += "&_pragma=foreign_keys(1)"
+		}
+		ctx := t.Context()
+		db := openDatabase(t, dialect, d, nil)
+		db.SetMaxOpenConns(1)
+		for _, statement := range []string{
+			"CREATE TABLE posts (id TEXT PRIMARY KEY)", "INSERT INTO posts VALUES ('good')",
+			"CREATE TABLE likes (id TEXT PRIMARY KEY REFERENCES posts(id) DEFERRABLE INITIALLY DEFERRED, likes BIGINT)",
+		} {
+			_, err := db.ExecContext(ctx, statement)
+			require.NoError(t, err)
+		}
+		sink, err := newTableSink(dialect, db, sqlsink.Table{Name: "likes", Key: "id"})
+		require.NoError(t, err)
+		b := newBuffer(t, redistest.Shared(t).Client(t), []buffer.Column{{Name: "likes", Op: buffer.Sum}}, buffer.Options{Shards: 1})
+		require.NoError(t, b.Add(ctx, "good", buffer.Int("likes", 1)))
+		require.NoError(t, b.Add(ctx, "bad", buffer.Int("likes", 1)))
+		report, err := b.Flush(ctx, sink)
+		if dialect == sqlsink.DialectSQLite {
+			require.Error(t, err)
+			tx, err := db.BeginTx(ctx, nil)
+			require.NoError(t, err, "the connection is not in a transaction any more")
+			_, err = tx.ExecContext(ctx, "INSERT INTO posts VALUES ('bad')")
+			require.NoError(t, err)
+			require.NoError(t, tx.Commit())
+			drainTo(t, b, sink)
+		} else {
+			require.NoError(t, err)
+			require.Equal(t, buffer.Report{Batches: 1, Rows: 1, Dead: 1}, report)
+		}
+		var likes int64
+		require.NoError(t, db.QueryRowContext(ctx, "SELECT likes FROM likes WHERE id = 'good'").Scan(&likes))
+		require.Equal(t, int64(1), likes)
+	})
+}
+
+// Columns of the buffer that would be one in the table, and names that PostgreSQL would cut.
+func TestSQLSink_NamesThatCannotBe(t *testing.T) {
+	t.Parallel()
+	db := openDatabase(t, sqlsink.DialectSQLite, sqlTargets[0].open(t), nil)
+	for _, columns := range []map[string]string{{"views": "id"}, {"views": "n", "best": "n"}} {
+		_, err := sqlsink.SQLite(db, sqlsink.Table{Name: "hits", Key: "id", Columns: columns})
+		require.ErrorContains(t, err, "must be a column of its own")
+	}
+	for name, want := range map[string]string{
+		strings.Repeat("x", 61): "at most 63 bytes",
+		"when":                  `two columns would be written to "status_at"`,
+		"id":                    `two columns would be written to "id"`,
+	} {
+		sink, err := sqlsink.SQLite(db, sqlsink.Table{Name: "hits", Key: "id", Columns: map[string]string{"when": "status_at"}})
+		require.NoError(t, err)
+		columns := []buffer.Column{{Name: name, Op: buffer.Last}, {Name: "status", Op: buffer.Last}}
+		b := newBuffer(t, redistest.Shared(t).Client(t), columns, buffer.Options{})
+		require.NoError(t, b.Add(t.Context(), "e", buffer.At(name, time.Now(), "")))
+		_, err = b.Flush(t.Context(), sink)
+		require.ErrorContains(t, err, want)
+	}
+}
+
+// With SendToReplicas, and replicas that lag, what is pending and the dead letters are the primary's.
+func TestBuffer_NothingIsReadFromReplicas(t *testing.T) {
+	t.Parallel()
+	raw := redistest.Shared(t).Client(t)
+	readOnly := &atomic.Int64{}
+	b := newBuffer(t, rueidishook.WithHook(raw, readOnlySpy{readOnly: readOnly}), allColumns, buffer.Options{})
+	sink := newMemorySink()
+	refusing(sink, func(string) bool { return true })
+	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
+	drainTo(t, b, sink)
+	for letter, err := range b.DeadLetters(t.Context()) {
+		require.NoError(t, err)
+		require.NotEmpty(t, letter.Reason)
+	}
+	n, err := b.Replay(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	_, err = b.Pending(t.Context(), "e")
+	require.NoError(t, err)
+	_, err = b.Stats(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, readOnly.Load())
+}
+
+// readOnlySpy counts the commands that a client may send to replicas.
+type readOnlySpy struct {
+	passThroughHook
+	readOnly *atomic.Int64
+}
+
+func (h readOnlySpy) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if cmd.IsReadOnly() {
+		h.readOnly.Add(1)
+	}
+	return client.Do(ctx, cmd)
+}
+
+func (h readOnlySpy) DoMulti(client rueidis.Client, ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
+	for _, cmd := range cmds {
+		if cmd.IsReadOnly() {
+			h.readOnly.Add(1)
+		}
+	}
+	return client.DoMulti(ctx, cmds...)
 }
