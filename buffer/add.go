@@ -54,14 +54,17 @@ type row struct {
 	values   []Value // one per column
 	err      error
 	overflow uint32 // columns that Redis refused, one bit each
+	left     bool   // an Add has returned ErrUnconfirmed
+	settled  bool   // too late to leave: the outcome is known
 }
 
 // Add merges values into an entity's row and returns when Redis has them. Concurrent calls share round trips.
 //
-// If it returns nil, they are counted. [ErrUnconfirmed] means that they will be, unless this process ends first. With an
-// [*OverflowError] all but the columns named in it are counted. With any other error nothing is: not with ErrFull or
-// ErrClosed, not if an argument is wrong (a column that does not exist, or is for another kind of values; NaN or an
-// infinity; an entity of more than 64 KiB), not if ctx had ended, and not if Redis refused, as one that is out of memory does.
+// If it returns nil, they are counted. [ErrUnconfirmed] means that they will be, unless this process ends first or a sum turns
+// out to overflow, which Stats.Dropped and Hooks.Error then tell. With an [*OverflowError] all but the columns named in it are
+// counted. With any other error nothing is: not with ErrFull or ErrClosed, not if an argument is wrong (a column that does not
+// exist, comes twice, or is for another kind of values; NaN or an infinity; an entity or a text of more than 64 KiB), not if
+// ctx had ended, and not if Redis refused, as one that is out of memory does.
 func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("buffer: add: %w", err)
@@ -88,7 +91,15 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 		select {
 		case <-g.done:
 		case <-bound.Done():
-			return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
+			s.mu.Lock()
+			r.left = true
+			settled := r.settled
+			s.mu.Unlock()
+			if !settled {
+				b.drop(ctx, overflow)
+				return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
+			}
+			<-g.done
 		}
 	}
 	if r.err != nil {
@@ -118,11 +129,20 @@ func (b *Buffer) Post(entity string, deltas ...Delta) error {
 	if err != nil {
 		return err
 	}
-	if _, overflow := r.merge(b.columns, deltas); overflow != 0 {
+	_, overflow := r.merge(b.columns, deltas)
+	s.send()
+	if overflow != 0 {
 		return b.overflowError(overflow)
 	}
-	s.send()
 	return nil
+}
+
+// drop tells of columns whose values nobody waits for, and which are not counted.
+func (b *Buffer) drop(ctx context.Context, columns uint32) {
+	if columns != 0 {
+		b.stats.dropped.Add(uint64(bits.OnesCount32(columns)))
+		b.reportError(ctx, OpPost, b.overflowError(columns))
+	}
 }
 
 func (b *Buffer) overflowError(columns uint32) error {
@@ -142,6 +162,7 @@ func (b *Buffer) check(entity string, deltas []Delta) error {
 	if len(deltas) == 0 {
 		return errors.New("no values")
 	}
+	var seen uint32
 	for i := range deltas {
 		d := &deltas[i]
 		c := columnIndex(b.columns, d.column)
@@ -149,6 +170,8 @@ func (b *Buffer) check(entity string, deltas []Delta) error {
 			return fmt.Errorf("there is no column %q", d.column)
 		}
 		switch {
+		case seen&(1<<c) != 0: // one might overflow and the other not
+			return fmt.Errorf("column %q comes twice", d.column)
 		case kindOf(b.columns[c].Op) != d.kind:
 			return fmt.Errorf("column %q is for values of another kind", d.column)
 		case d.kind == 'f' && (math.IsNaN(d.float) || math.IsInf(d.float, 0)):
@@ -156,6 +179,7 @@ func (b *Buffer) check(entity string, deltas []Delta) error {
 		case d.kind == 'a' && len(d.text) > maxEntity:
 			return fmt.Errorf("column %q: the text has %d bytes, more than %d", d.column, len(d.text), maxEntity)
 		}
+		seen |= 1 << c
 	}
 	return nil
 }
@@ -277,7 +301,7 @@ func (s *shard) linger(wait time.Duration) {
 	select {
 	case <-timer.C:
 	case <-s.wake:
-	case <-s.b.abandon:
+	case <-s.b.life.Done():
 		s.mu.Lock()
 		s.lost += len(s.posts.list)
 		s.posts = nil
@@ -285,15 +309,23 @@ func (s *shard) linger(wait time.Duration) {
 	}
 }
 
-// settle keeps the posted rows that Redis did not take.
+// settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left.
 func (s *shard) settle(rows []*row, posts *group) {
 	b := s.b
-	var dropped uint32
+	var dropped []uint32
 	s.mu.Lock()
 	s.rows -= len(rows)
 	for _, r := range rows {
-		if errors.Is(r.err, errGivenUp) {
+		r.settled = true
+		switch {
+		case errors.Is(r.err, errGivenUp):
 			s.lost++
+		case !r.left:
+		case r.err != nil:
+			dropped = append(dropped, s.keep(&row{entity: r.entity, values: r.values}))
+			r.err = ErrUnconfirmed // for those who still wait: theirs are in the same row
+		default:
+			dropped = append(dropped, r.overflow)
 		}
 	}
 	if posts != nil {
@@ -302,17 +334,16 @@ func (s *shard) settle(rows []*row, posts *group) {
 			if r.err != nil && !errors.Is(r.err, errGivenUp) {
 				lost = s.keep(r)
 			}
-			b.stats.dropped.Add(uint64(bits.OnesCount32(lost)))
-			dropped |= lost
+			dropped = append(dropped, lost)
 		}
 	}
 	s.mu.Unlock()
-	if dropped != 0 {
-		b.reportError(context.Background(), OpPost, b.overflowError(dropped))
+	for _, columns := range dropped {
+		b.drop(context.Background(), columns)
 	}
 }
 
-// keep puts a posted row back, to be sent later. s.mu is held.
+// keep puts a row back, to be sent later. s.mu is held.
 func (s *shard) keep(r *row) (overflow uint32) {
 	if s.posts == nil {
 		s.posts = &group{rows: make(map[string]*row)}
@@ -376,7 +407,7 @@ func (s *shard) trip(rows []*row) error {
 	}
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
 	unknown := false // whether a copy may have been executed whose reply was lost
-	for retry := minRetry; ; retry = min(2*retry, maxRetry) {
+	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {
 		refused, err := s.send1(call, &unknown)
 		if err == nil {
 			s.note(rows, refused)
@@ -389,16 +420,16 @@ func (s *shard) trip(rows []*row) error {
 		timer := time.NewTimer(retry)
 		select {
 		case <-timer.C:
-		case <-b.abandon:
+		case <-b.life.Done():
 			timer.Stop()
-			return fmt.Errorf("%w: %w", ErrUnconfirmed, errGivenUp)
 		}
 	}
+	return fmt.Errorf("%w: %w", ErrUnconfirmed, errGivenUp)
 }
 
 func (s *shard) send1(call script.Call, unknown *bool) (string, error) {
 	b := s.b
-	ctx, cancel := context.WithTimeout(context.Background(), b.opts.OpTimeout)
+	ctx, cancel := context.WithTimeout(b.life, b.opts.OpTimeout)
 	defer cancel()
 	if at := b.registered.Load(); at == 0 || int64(sinceEpoch())-at > int64(time.Minute) {
 		if _, err := b.register(ctx); err != nil {

@@ -16,7 +16,10 @@ end
 local size = redis.call('HLEN', KEYS[1])
 if size == 0 then
   local t = redis.call('TIME')
-  redis.call('HSET', KEYS[3], 'since', string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000)))
+  local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+  redis.call('HSET', KEYS[3], 'since', now)
+  -- Not only at the first claim: a state from before it must not come back with an epoch that is newer than the ledger's.
+  redis.call('HSETNX', KEYS[3], 'epoch', now)
 end
 local full = size >= tonumber(ARGV[2])
 local refused = ''

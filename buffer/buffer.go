@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,7 +30,7 @@ var ErrFull = errors.New("buffer: full")
 var ErrOverflow = errors.New("buffer: sum overflows")
 
 // ErrUnconfirmed means that Redis has not confirmed in time. The values are not lost: this process goes on sending them until
-// Redis confirms, or Close gives up. So do not add them again.
+// Redis confirms, or Close gives up. So do not add them again. The exception is a sum that turns out to overflow: see [Buffer.Add].
 var ErrUnconfirmed = errors.New("buffer: not confirmed yet")
 
 // ErrClosed means that Close has been called.
@@ -91,16 +92,18 @@ type Options struct {
 	Shards int
 
 	// MaxPending bounds the fields (values of one column of one entity) in Redis. Each shard has an equal share of it, half
-	// for what is being flushed and half for what has come since; when that half is used up, Add returns ErrFull for
-	// entities that are not in it already. One round trip, of 1000 fields at most, may go beyond it. At least twice Shards.
-	// Defaults to 1,000,000, which is about 100 MB.
+	// for what is being flushed and half for what has come since; when that half is used up, Add returns ErrFull unless
+	// all of the call's fields are in it already. One round trip, of 1000 fields at most, may go beyond it. It does not bound
+	// dead letters and their reasons, of 300 bytes each at most: watch Stats.DeadLetters. At least twice Shards. Defaults to
+	// 1,000,000, which is about 100 MB.
 	MaxPending int
 
 	// MaxLocal bounds the entities that wait in this process for Redis to take them; beyond, Add and Post return ErrFull.
 	// Each shard has an equal share. At least Shards. Defaults to 100,000.
 	MaxLocal int
 
-	// MaxBatch is the largest number of fields in a batch. 1 to 100,000. Defaults to 5,000.
+	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole:
+	// make it smaller for large texts, of 64 KiB each at most. 1 to 100,000. Defaults to 5,000.
 	MaxBatch int
 
 	// FlushEvery is the pause between two passes of Run, give or take a tenth, so that processes started together do not
@@ -119,7 +122,7 @@ type Options struct {
 	// At least 1ms. Defaults to 30s.
 	Backoff time.Duration
 
-	// OpTimeout bounds each round trip to Redis. At least 1ms. Defaults to 1s.
+	// OpTimeout bounds each round trip to Redis; Lease does that which reads a batch, if it is longer. At least 1ms. Defaults to 1s.
 	OpTimeout time.Duration
 
 	// AddTimeout is how long an Add waits at most, 7/8 of it at least, before it returns ErrUnconfirmed; its context may
@@ -211,8 +214,8 @@ type Buffer struct {
 
 	registered atomic.Int64 // when, since epoch
 	senders    sync.WaitGroup
-	abandon    chan struct{} // closed when Close gives up
-	giveUp     sync.Once
+	life       context.Context //nolint:containedctx // its end is when Close gives up: the senders', not a call's
+	giveUp     context.CancelFunc
 }
 
 // New returns a buffer for values of the given columns. name is 1 to 64 printable bytes without colons and braces. Processes
@@ -234,8 +237,9 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	b := &Buffer{
 		client: client, opts: opts, columns: append([]Column(nil), columns...),
 		keys: keyspace{opts.Prefix, name}, writer: rand.Text()[:16],
-		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout), abandon: make(chan struct{}),
+		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout),
 	}
+	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {
 		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1)}
 	}
@@ -243,7 +247,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 }
 
 // Close refuses further calls of Add and Post and waits until Redis has confirmed all that came before, or ctx ends: then it
-// gives up, and returns an error if anything was not confirmed. It does not flush and does not end Run.
+// gives up, and returns an error if anything was not confirmed, as does each further call. It does not flush and does not end Run.
 func (b *Buffer) Close(ctx context.Context) error {
 	for _, s := range b.shards {
 		s.mu.Lock()
@@ -258,11 +262,10 @@ func (b *Buffer) Close(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
-		return nil
 	case <-ctx.Done():
+		b.giveUp()
+		<-done
 	}
-	b.giveUp.Do(func() { close(b.abandon) })
-	<-done
 	left := 0
 	for _, s := range b.shards {
 		s.mu.Lock()
@@ -272,7 +275,7 @@ func (b *Buffer) Close(ctx context.Context) error {
 	if left == 0 {
 		return nil
 	}
-	return fmt.Errorf("buffer: close: %d rows were not confirmed: %w", left, ctx.Err())
+	return fmt.Errorf("buffer: close: %d rows were not confirmed: %w", left, cmp.Or(ctx.Err(), errGivenUp))
 }
 
 // ledgerName is what the buffer is called in a sink's ledger. A name has no colon, so no two buffers of one Redis share it.

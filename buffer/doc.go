@@ -9,8 +9,9 @@
 //
 // Nothing acknowledged is lost, and nothing counts twice: whatever processes are killed or stopped between whichever two
 // lines, whatever replies are lost, those to COMMIT included. When all is flushed, the sink's total is what Add has
-// confirmed, plus what it said it had not confirmed yet if the process lived on, plus what was posted. That takes a sink
-// with a ledger, as sqlsink has; see [Sink] for what others get.
+// confirmed, plus what it said it had not confirmed yet if the process lived on, plus what was posted; Stats.Dropped counts
+// the exception, sums that overflow when nobody waits any more. That takes a sink with a ledger, as sqlsink has; see [Sink]
+// for what others get.
 //
 // Values merge: the order in which they come and are flushed does not matter. int64 is exact over its whole range. A sum that
 // would overflow is reported for its column alone.
@@ -19,7 +20,8 @@
 // that the sink refuses for good becomes a dead letter, and the rest of its batch is applied without it; Replay puts dead
 // letters back.
 //
-// Memory is bounded, in Redis by Options.MaxPending and in the process by Options.MaxLocal; beyond, Add returns ErrFull.
+// Memory is bounded, in Redis by Options.MaxPending and in the process by Options.MaxLocal; beyond, Add returns ErrFull. Dead
+// letters are not bounded: they stay until somebody replays them.
 //
 // # How
 //
@@ -42,10 +44,11 @@
 //
 // Redis falls back to an older state, since a failover lost writes or a snapshot was restored: what was added since is lost, and
 // what came back may have been flushed before. That is detected when a batch meets another one's mark in the ledger; it is
-// reported, and Options.OnRegress decides. The ledger never drops what is new.
+// reported, and Options.OnRegress decides. The ledger never drops what is new. A Redis that comes back with nothing at all, as
+// after FLUSHALL, begins with new numbers and is not reported: there is nothing left that could count twice.
 //
 // The sink is down: batches are retried with growing pauses, values wait without ever expiring, and when there are too many,
-// Add returns ErrFull for entities that are not among them; watch Stats.OldestAge.
+// Add returns ErrFull for fields that are not among them; watch Stats.OldestAge.
 //
 // A flusher is killed: another takes over after Options.Lease.
 //

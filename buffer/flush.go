@@ -163,13 +163,13 @@ func (f *flusher) pending(ctx context.Context) ([]int, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.opts.OpTimeout)
 	defer cancel()
-	cmds := make([]rueidis.Completed, n)
-	for i := range n {
+	calls := make([]script.Call, n)
+	for i := range calls {
 		k := f.keys.shard(i, "")
-		cmds[i] = f.client.B().Exists().Key(k.cur, k.gen, k.batch).Build().Pin() // rueidis sends it again: see script.go
+		calls[i] = someScript.Call([]string{k.cur, k.gen, k.batch})
 	}
 	var shards []int
-	for i, r := range f.client.DoMulti(ctx, cmds...) {
+	for i, r := range script.DoMulti(ctx, f.client, calls) {
 		some, err := r.AsInt64()
 		if err != nil {
 			return nil, err
@@ -353,7 +353,10 @@ func (f *flusher) extend(ctx context.Context, k shardKeys, nonce string, lease t
 
 // read fills in the rows and the version of the live batch.
 func (f *flusher) read(ctx context.Context, k shardKeys, batch *Batch, info *FlushInfo) error {
-	reply, err := f.call(ctx, readScript.Call([]string{k.meta, k.batch, k.marks}, batch.Nonce)).ToArray()
+	// A batch with large texts may take longer than OpTimeout, each time.
+	ctx, cancel := context.WithTimeout(ctx, max(f.opts.OpTimeout, f.opts.Lease))
+	defer cancel()
+	reply, err := script.Do(ctx, f.client, readScript.Call([]string{k.meta, k.batch, k.marks}, batch.Nonce)).ToArray()
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}

@@ -20,7 +20,7 @@ type Hooks struct {
 // What a buffer failed to do, for [Hooks].Error.
 const (
 	OpSend  = "send"  // send values to Redis; it goes on trying
-	OpPost  = "post"  // have Redis take a posted value: its sum would overflow, and it is lost
+	OpPost  = "post"  // have Redis take a value that nobody waits for: its sum would overflow, and it is lost
 	OpFlush = "flush" // claim, read, apply or acknowledge a batch; it goes on trying
 )
 

@@ -32,6 +32,10 @@ var (
 	statsSource string
 	//go:embed pending.lua
 	pendingSource string
+	//go:embed some.lua
+	someSource string
+	//go:embed letters.lua
+	lettersSource string
 )
 
 // None is sent again by rueidis, though all may be: add's caller must know whether a copy may have run, and rueidis 1.0.79
@@ -48,4 +52,6 @@ var (
 	registerScript = script.New(registerSource)
 	statsScript    = script.New(statsSource)
 	pendingScript  = script.New(pendingSource)
+	someScript     = script.New(someSource)
+	lettersScript  = script.New(lettersSource)
 )

@@ -39,8 +39,8 @@ type Row struct {
 //
 // Apply must apply a batch as a whole or not at all. For a count that is exact whatever is killed when, it records in the same
 // transaction that it has: in a ledger with one row per (Buffer, Shard), which holds the last batch's Epoch, Seq, Nonce and
-// Version. It applies a batch only if its (Epoch, Seq) is greater than the ledger's. If not, and the ledger has the same
-// Nonce, it returns an [*AppliedError]; with another Nonce a [*RegressError]. A sink without a ledger may use ID as an
+// Version. If the ledger has the batch's Nonce, Apply returns an [*AppliedError]; if not, and the batch's (Epoch, Seq) is not
+// greater than the ledger's, a [*RegressError]; else it applies the batch. A sink without a ledger may use ID as an
 // idempotency key, or else count a batch again after a crash.
 //
 // If rows are refused for good, while the others are not, Apply returns [RowErrors], having applied nothing: it is then

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/redis/rueidis"
-
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
@@ -23,7 +21,7 @@ type Stats struct {
 	Regressions int64         // how often Redis turned out to be behind the ledger
 
 	Local   int    // rows of this process that Redis has not confirmed
-	Dropped uint64 // values that this process posted and Redis refused since the sum would overflow
+	Dropped uint64 // values, posted or unconfirmed, that were not counted since the sum would overflow
 }
 
 // Stats reads how the buffer is doing, in one round trip after another that tells the number of shards.
@@ -65,8 +63,9 @@ func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
 }
 
 // Pending returns what is on its way to the sink for each of the entities that have anything: what Redis has, dead letters
-// not included. A batch that the sink has applied counts until it is acknowledged, so that the sink's value and the
-// pending one together may be too large for a moment, never too small.
+// not included. Call it first and read the sink's value then: since a batch that the sink has applied counts until it is
+// acknowledged, both together may be too large for a moment, never too small. In the other order, what is flushed and
+// acknowledged in between is missing.
 func (b *Buffer) Pending(ctx context.Context, entities ...string) (map[string]Row, error) {
 	rows, err := b.readPending(ctx, entities)
 	if err != nil {
@@ -150,13 +149,13 @@ type DeadLetter struct {
 // stay until Replay. The order is arbitrary, and a letter that comes, or grows, meanwhile may or may not be seen.
 func (b *Buffer) DeadLetters(ctx context.Context) iter.Seq2[DeadLetter, error] {
 	return func(yield func(DeadLetter, error) bool) {
-		err := b.scanDead(ctx, func(k shardKeys, fields, values []string) error {
-			letters, err := b.letters(ctx, k, fields, values)
-			if err != nil {
-				return err
-			}
-			for _, l := range letters {
-				if !yield(l, nil) {
+		err := b.scanDead(ctx, func(_ shardKeys, letters []storedLetter) error {
+			for _, stored := range letters {
+				letter, err := stored.decode()
+				if err != nil {
+					return err
+				}
+				if !yield(letter, nil) {
 					return errStop
 				}
 			}
@@ -170,31 +169,19 @@ func (b *Buffer) DeadLetters(ctx context.Context) iter.Seq2[DeadLetter, error] {
 
 var errStop = errors.New("stop")
 
-func (b *Buffer) letters(ctx context.Context, k shardKeys, fields, values []string) ([]DeadLetter, error) {
-	letters := make([]DeadLetter, len(fields))
-	reasonOf := make([]string, len(fields))
-	for i, field := range fields {
-		reasonOf[i] = originalField(field)
-		column, entity, err := splitField(reasonOf[i])
-		if err != nil {
-			return nil, err
-		}
-		v, err := decodeValue(column.Op, values[i])
-		if err != nil {
-			return nil, err
-		}
-		letters[i] = DeadLetter{Entity: entity, Column: column, Value: v}
-	}
-	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
-	defer cancel()
-	reasons, err := b.client.Do(ctx, b.client.B().Hmget().Key(k.reasons).Field(reasonOf...).Build()).AsStrSlice()
+// storedLetter is a dead letter as Redis has it.
+type storedLetter struct{ field, value, reason string }
+
+func (l storedLetter) decode() (DeadLetter, error) {
+	column, entity, err := splitField(originalField(l.field))
 	if err != nil {
-		return nil, err
+		return DeadLetter{}, err
 	}
-	for i := range letters {
-		letters[i].Reason = reasons[i]
+	v, err := decodeValue(column.Op, l.value)
+	if err != nil {
+		return DeadLetter{}, err
 	}
-	return letters, nil
+	return DeadLetter{Entity: entity, Column: column, Value: v, Reason: l.reason}, nil
 }
 
 // originalField takes out the digits that ack.lua puts after the first byte of a field.
@@ -207,8 +194,8 @@ func originalField(dead string) string {
 	return dead
 }
 
-// scanDead calls fn with portions of the dead letters of each shard, as they are stored.
-func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, fields, values []string) error) error {
+// scanDead calls fn with portions of the dead letters of each shard.
+func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, letters []storedLetter) error) error {
 	n, err := b.register(ctx)
 	if err != nil {
 		return err
@@ -217,23 +204,22 @@ func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, fields, valu
 		k := b.keys.shard(i, "")
 		// A scan may return a field twice.
 		seen := map[string]struct{}{}
-		for cursor, first := uint64(0), true; first || cursor != 0; first = false {
-			entry, err := b.scan(ctx, k.dead, cursor)
+		for cursor, first := "0", true; first || cursor != "0"; first = false {
+			var found, letters []storedLetter
+			cursor, found, err = b.scan(ctx, k, cursor)
 			if err != nil {
 				return err
 			}
-			cursor = entry.Cursor
-			var fields, values []string
-			for j := 0; j+1 < len(entry.Elements); j += 2 {
-				if _, ok := seen[entry.Elements[j]]; !ok {
-					seen[entry.Elements[j]] = struct{}{}
-					fields, values = append(fields, entry.Elements[j]), append(values, entry.Elements[j+1])
+			for _, l := range found {
+				if _, ok := seen[l.field]; !ok {
+					seen[l.field] = struct{}{}
+					letters = append(letters, l)
 				}
 			}
-			if len(fields) == 0 {
+			if len(letters) == 0 {
 				continue
 			}
-			if err := fn(k, fields, values); err != nil {
+			if err := fn(k, letters); err != nil {
 				return err
 			}
 		}
@@ -241,10 +227,25 @@ func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, fields, valu
 	return nil
 }
 
-func (b *Buffer) scan(ctx context.Context, key string, cursor uint64) (rueidis.ScanEntry, error) {
+func (b *Buffer) scan(ctx context.Context, k shardKeys, cursor string) (next string, letters []storedLetter, err error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
 	defer cancel()
-	return b.client.Do(ctx, b.client.B().Hscan().Key(key).Cursor(cursor).Count(500).Build()).AsScanEntry()
+	reply, err := script.Do(ctx, b.client, lettersScript.Call([]string{k.dead, k.reasons}, cursor)).ToArray()
+	if err != nil {
+		return "", nil, err
+	}
+	if len(reply) != 2 {
+		return "", nil, errForeign
+	}
+	next, err1 := reply[0].ToString()
+	items, err2 := reply[1].AsStrSlice()
+	if err1 != nil || err2 != nil || len(items)%3 != 0 {
+		return "", nil, errForeign
+	}
+	for l := range slices.Chunk(items, 3) {
+		letters = append(letters, storedLetter{l[0], l[1], l[2]})
+	}
+	return next, letters, nil
 }
 
 // Replay puts dead letters back to be flushed again, those of the given entities or, without any, all, and returns how many.
@@ -256,13 +257,16 @@ func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
 		wanted[e] = struct{}{}
 	}
 	moved := 0
-	err := b.scanDead(ctx, func(k shardKeys, fields, _ []string) error {
-		if len(wanted) > 0 {
-			fields = slices.DeleteFunc(fields, func(field string) bool {
-				_, entity, err := splitField(originalField(field))
-				_, ok := wanted[entity]
-				return err != nil || !ok
-			})
+	err := b.scanDead(ctx, func(k shardKeys, letters []storedLetter) error {
+		var fields []string
+		for _, l := range letters {
+			if len(wanted) > 0 {
+				_, entity, err := splitField(originalField(l.field))
+				if _, ok := wanted[entity]; err != nil || !ok {
+					continue
+				}
+			}
+			fields = append(fields, l.field)
 		}
 		for chunk := range slices.Chunk(fields, maxTripFields) {
 			n, err := b.replay(ctx, k, chunk)

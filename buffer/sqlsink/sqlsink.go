@@ -16,9 +16,12 @@
 // Rows that the database refuses for good do not hold up the others: a violated constraint, a number out of range, text that
 // is not UTF-8, a key of the wrong type, an unknown key with Table.UpdateOnly. When a batch fails for such a reason, a second
 // transaction, rolled back, finds the rows by halving with savepoints, and a third applies the others; the rows become dead
-// letters. Other failures (no connection, a deadlock, a table that is not there) are retried as they are.
+// letters. Other failures (no connection, a deadlock, a table that is not there) are retried as they are. So is a violated
+// DEFERRABLE constraint in SQLite, where nothing tells whose it is: do not defer there. PostgreSQL is asked for it.
 //
-// Rows are written in the order of their entities' bytes, so that flushers cannot deadlock each other.
+// Rows are written in the order of their entities' bytes, so that flushers do not deadlock each other. After Options.Shards was
+// changed, two shards may have the same entities, and flushers with and without UpdateOnly may lock them in different orders:
+// the database then ends one of the transactions, which is retried.
 //
 // # Columns
 //
@@ -31,9 +34,14 @@
 //	          the column's name and "_at"
 //
 // An upsert checks the constraints also of the row that it would insert if there were none: a CHECK that a single batch's sum
-// may violate, such as one against negative stock, needs UpdateOnly. A null counts as nothing. The key needs a primary key or unique index. In MySQL, keys are compared by the column's collation:
-// declare it binary, or entities that differ in case alone share a row; and use a strict sql_mode, as is the default, or values
-// that do not fit are cut instead of refused. In SQLite, let connections wait for each other: PRAGMA busy_timeout.
+// may violate, such as one against negative stock, needs UpdateOnly. A null counts as nothing.
+//
+// The key needs a primary key or unique index, and equality of its own must be that of bytes. In PostgreSQL that rules out
+// citext and nondeterministic collations: two entities of a batch that are equal there make the statement fail each time
+// (SQLSTATE 21000), and hold up the shard. In MySQL, keys are compared by the column's collation: declare it binary, or
+// entities that differ in case alone share a row; and use a strict sql_mode, as is the default, or values that do not fit
+// are cut instead of refused. Its max_allowed_packet must be larger than a batch: see [buffer.Options]. In SQLite, let connections
+// wait for each other: PRAGMA busy_timeout.
 //
 // Set a timeout for idle transactions, such as idle_in_transaction_session_timeout in PostgreSQL: a flusher that is stopped in
 // the middle of one keeps its shard's row in the ledger locked.
@@ -156,7 +164,12 @@ func newSink(db *sql.DB, dialect Dialect, t Table) (*Sink, error) {
 		}
 		*n.quoted = q
 	}
+	taken := map[string]bool{t.Key: true}
 	for from, to := range t.Columns {
+		if taken[to] {
+			return nil, fmt.Errorf("sqlsink: Table.Columns[%q] must be a column of its own, got %q", from, to)
+		}
+		taken[to] = true
 		if _, ok := dialect.quote(to); !ok || strings.Contains(to, ".") {
 			return nil, fmt.Errorf("sqlsink: Table.Columns[%q] must be an identifier, got %q", from, to)
 		}
@@ -254,7 +267,12 @@ func (s *Sink) transaction(ctx context.Context, batch *buffer.Batch, fn func(*sq
 	if s.dialect != DialectSQLite {
 		opts = &sql.TxOptions{Isolation: sql.LevelReadCommitted}
 	}
-	tx, err := s.db.BeginTx(ctx, opts)
+	conn, err := s.db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("sqlsink: begin: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // it goes back to the pool
+	tx, err := conn.BeginTx(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("sqlsink: begin: %w", err)
 	}
@@ -266,6 +284,10 @@ func (s *Sink) transaction(ctx context.Context, batch *buffer.Batch, fn func(*sq
 		return err
 	}
 	if err := tx.Commit(); err != nil {
+		if s.dialect == DialectSQLite {
+			// A COMMIT that fails leaves the transaction open, which database/sql, and not every driver, knows.
+			_, _ = conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+		}
 		return fmt.Errorf("sqlsink: commit: %w", err)
 	}
 	return nil
@@ -275,8 +297,8 @@ func (s *Sink) transaction(ctx context.Context, batch *buffer.Batch, fn func(*sq
 func (s *Sink) mark(ctx context.Context, tx *sql.Tx, b *buffer.Batch) error {
 	for range 2 {
 		res, err := tx.ExecContext(ctx, s.dialect.bind("UPDATE "+s.ledger+" SET epoch = ?, seq = ?, nonce = ?, version = ? "+
-			"WHERE buffer = ? AND shard = ? AND (epoch < ? OR (epoch = ? AND seq < ?))"),
-			b.Epoch, b.Seq, b.Nonce, b.Version, b.Buffer, b.Shard, b.Epoch, b.Epoch, b.Seq)
+			"WHERE buffer = ? AND shard = ? AND nonce <> ? AND (epoch < ? OR (epoch = ? AND seq < ?))"),
+			b.Epoch, b.Seq, b.Nonce, b.Version, b.Buffer, b.Shard, b.Nonce, b.Epoch, b.Epoch, b.Seq)
 		if err != nil {
 			return fmt.Errorf("sqlsink: ledger: %w", err)
 		}
@@ -315,6 +337,11 @@ var errRollback = errors.New("roll back")
 // until then, so that rows which are good one by one but not together are found too.
 func (s *Sink) refused(ctx context.Context, batch *buffer.Batch) (refused buffer.RowErrors, err error) {
 	err = s.transaction(ctx, batch, func(tx *sql.Tx) error {
+		if s.dialect == DialectPostgres { // deferred ones would show at COMMIT only
+			if _, err := tx.ExecContext(ctx, "SET CONSTRAINTS ALL IMMEDIATE"); err != nil {
+				return err
+			}
+		}
 		var find func(rows []buffer.Row, known error) error
 		find = func(rows []buffer.Row, known error) error {
 			if known == nil {

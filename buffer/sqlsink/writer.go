@@ -126,6 +126,10 @@ func (c cell) assign(there, thereAt, fresh, freshAt string) string {
 
 // write writes rows, whose order it keeps.
 func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, rows []buffer.Row) error {
+	cells := w.cells(batch.Columns)
+	if err := w.check(cells); err != nil {
+		return err
+	}
 	keys, err := w.keys(rows)
 	if err != nil {
 		return err
@@ -135,7 +139,6 @@ func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, row
 			return err
 		}
 	}
-	cells := w.cells(batch.Columns)
 	switch {
 	case w.dialect == DialectPostgres:
 		err = w.writeArrays(ctx, tx, cells, rows, keys)
@@ -146,6 +149,23 @@ func (w *writer) write(ctx context.Context, tx *sql.Tx, batch *buffer.Batch, row
 	}
 	if err != nil {
 		return fmt.Errorf("sqlsink: write: %w", err)
+	}
+	return nil
+}
+
+const maxIdentifier = 63 // bytes; PostgreSQL cuts what is longer, without an error
+
+// check finds names that cannot be: only a batch knows the buffer's columns.
+func (w *writer) check(cells []cell) error {
+	taken := map[string]bool{w.key: true}
+	for _, c := range cells {
+		switch {
+		case len(c.name) > maxIdentifier+len(`""`):
+			return fmt.Errorf("sqlsink: a column's name must have at most %d bytes, got %s: see Table.Columns", maxIdentifier, c.name)
+		case taken[c.name]:
+			return fmt.Errorf("sqlsink: two columns would be written to %s: see Table.Columns", c.name)
+		}
+		taken[c.name] = true
 	}
 	return nil
 }
@@ -317,7 +337,7 @@ func (w *writer) onConflict(cells []cell) string {
 func (w *writer) writeArrays(ctx context.Context, tx *sql.Tx, cells []cell, rows []buffer.Row, keys []any) error {
 	args := []any{array(len(rows), func(i int) any { return keys[i] })}
 	arrays := "CAST($1::text AS " + w.keyArray() + "[])"
-	names := "k"
+	names := `":"` // no column has this name
 	for n, c := range cells {
 		args = append(args, array(len(rows), func(i int) any { return c.value(rows[i]) }))
 		arrays += ", CAST($" + strconv.Itoa(n+2) + "::text AS " + c.array + "[])"
@@ -330,7 +350,7 @@ func (w *writer) writeArrays(ctx context.Context, tx *sql.Tx, cells []cell, rows
 		for i, c := range cells {
 			assignments[i] = c.assign("t."+c.name, "t."+c.at, "n."+c.name, "n."+c.at)
 		}
-		statement = "UPDATE " + w.name + " AS t SET " + strings.Join(assignments, ", ") + " FROM " + from + " WHERE t." + w.key + " = n.k"
+		statement = "UPDATE " + w.name + " AS t SET " + strings.Join(assignments, ", ") + " FROM " + from + " WHERE t." + w.key + ` = n.":"`
 	}
 	_, err := tx.ExecContext(ctx, statement, args...)
 	return err
