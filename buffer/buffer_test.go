@@ -60,7 +60,8 @@ func TestAdd_RefusesBadArguments(t *testing.T) {
 	}{
 		"no values":       {"e", nil},
 		"no column":       {"e", []Delta{Int("none", 1)}},
-		"another kind":    {"e", []Delta{Int("views", 1), Float("views", 1)}},
+		"another kind":    {"e", []Delta{Int("best", 1), Float("views", 1)}},
+		"comes twice":     {"e", []Delta{Int("views", 1), Int("best", 1), Int("views", 1)}},
 		"not finite":      {"e", []Delta{Float("spent", math.NaN())}},
 		"entity has":      {strings.Repeat("x", maxEntity+1), []Delta{Int("views", 1)}},
 		"the text has":    {"e", []Delta{At("status", time.Now(), strings.Repeat("x", maxEntity+1))}},

@@ -51,6 +51,8 @@ func (h heldClient) Do(client rueidis.Client, ctx context.Context, cmd rueidis.C
 
 // An Add has left, unconfirmed, before Redis refuses what it was to add: that is counted later, or its overflow told. An Add of
 // the same row that still waits must not believe that nothing will be counted.
+//
+//nolint:tparallel // the server's memory is limited for one of them
 func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--maxmemory-policy", "noeviction")
