@@ -37,7 +37,7 @@ func (b *breaker) succeeded() {
 }
 
 func (b *breaker) failed() {
-	if b.failures.Add(1) == breakerFailures {
+	if b.failures.Add(1) >= breakerFailures { // more, if a success came between the one that opened it and now
 		b.open()
 	}
 }

@@ -303,7 +303,7 @@ func TestBreaker_OpensAfterFailuresInARowAndProbes(t *testing.T) {
 		b.failed() // of a call that had begun before
 		probes := 0
 		for range 10 {
-			time.Sleep(probeInterval / 2) //nolint:forbidigo // synctest's time
+			time.Sleep(probeInterval / 2) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 			for range 5 {
 				ok, probe := b.allow()
 				require.False(t, ok)

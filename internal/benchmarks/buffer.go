@@ -85,10 +85,13 @@ func bufferCases(b *bench) []benchCase {
 	return cases
 }
 
+// numericID is a name as of a row with an integer key.
+func numericID(i int) string { return strconv.Itoa(1_000_000 + i) }
+
 // fillOne puts one field per entity into the buffer's only shard.
 func fillOne(ctx context.Context, buf *buffer.Buffer, entities int) error {
 	for i := range entities {
-		if err := buf.Post(strconv.Itoa(1_000_000+i), buffer.Int("views", 1)); err != nil {
+		if err := buf.Post(numericID(i), buffer.Int("views", 1)); err != nil {
 			return err
 		}
 	}
@@ -97,17 +100,17 @@ func fillOne(ctx context.Context, buf *buffer.Buffer, entities int) error {
 		if err != nil || stats.Local == 0 {
 			return err
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // setting up: nothing is measured yet
 	}
 }
 
-// bufferBytes compares what the same pending counts take.
+// bufferBytes compares what the same pending counts of the same entities take.
 func bufferBytes(b *bench, client rueidis.Client, buf *buffer.Buffer) benchCase {
 	ctx := context.Background()
 	zset := b.prefix + "bytes"
 	b.fail(fillOne(ctx, buf, bufferEntities))
 	for i := range bufferEntities {
-		b.fail(client.Do(ctx, client.B().Zincrby().Key(zset).Increment(1).Member("post-"+strconv.Itoa(i)).Build()).Error())
+		b.fail(client.Do(ctx, client.B().Zincrby().Key(zset).Increment(1).Member(numericID(i)).Build()).Error())
 	}
 	size := func(key string) float64 {
 		n, err := client.Do(ctx, client.B().MemoryUsage().Key(key).Samples(0).Build()).AsInt64()

@@ -134,7 +134,7 @@ func newLockers(addr, prefix string) (*lockers, error) {
 				if !rueidis.IsRedisNil(err) {
 					return err
 				}
-				time.Sleep(lockPoll)
+				time.Sleep(lockPoll) // as this way of locking does: it is what is measured
 			}
 			fn()
 			return compareAndDelete.Exec(ctx, client, []string{key}, []string{token}).Error()
@@ -236,7 +236,7 @@ func handoff(b *bench) benchCase {
 						break
 					}
 				}
-				time.Sleep(time.Millisecond) // nothing else is under way
+				time.Sleep(time.Millisecond) // until the waiter's own commands have ended: the hand-off is to be alone
 				began := time.Now()
 				if err := held.Unlock(ctx); err != nil {
 					return 0, 0, err
@@ -256,7 +256,7 @@ func handoff(b *bench) benchCase {
 		"rueidis-roundtrip": func(d time.Duration) (int, time.Duration, error) {
 			var times []time.Duration
 			for began := time.Now(); time.Since(began) < d; {
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // as before each hand-off, so that connections are as idle
 				sent := time.Now()
 				if err := client.Do(ctx, client.B().Incr().Key(b.prefix+"roundtrip").Build()).Error(); err != nil {
 					return 0, 0, err

@@ -35,7 +35,7 @@ func TestBound_ByTheNearer(t *testing.T) {
 		for _, ctx := range []context.Context{background, valued, cancellable} {
 			for range 3 {
 				within(ctx, 70*time.Millisecond, 80*time.Millisecond)
-				time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest's time
+				time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 			}
 		}
 		near, cancel := context.WithTimeout(valued, 5*time.Millisecond)
@@ -49,10 +49,10 @@ func TestBound_ByTheNearer(t *testing.T) {
 
 		// Those that begin within an eighth share one context and its timer.
 		a, _ := d.Bound(background, time.Since(epoch))
-		time.Sleep(9 * time.Millisecond) //nolint:forbidigo // synctest's time
+		time.Sleep(9 * time.Millisecond) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 		b, _ := d.Bound(background, time.Since(epoch))
 		require.Same(t, a, b)
-		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest's time
+		time.Sleep(time.Millisecond) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 		c, _ := d.Bound(background, time.Since(epoch))
 		require.NotSame(t, a, c)
 		<-c.Done()
