@@ -185,7 +185,7 @@ func (l *Locker) first(ctx context.Context, e *entry, try bool) (*Lock, error) {
 	if try {
 		mode = ""
 	}
-	a, err := l.acquire(ctx, &e.keys, e.token, mode)
+	a, err := l.acquireFirst(ctx, &e.keys, e.token, mode)
 	l.mu.Lock()
 	if err == nil && a.granted && !l.closed && l.hold(e, a) {
 		lk := l.admit(ctx, e)
@@ -365,7 +365,7 @@ func (l *Locker) released(e *entry) {
 // before, or is repeated, and then finds nothing, the first one did it.
 func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated bool) error {
 	began := sinceEpoch()
-	found, err := l.release(ctx, &e.keys, token, used)
+	found, err := l.releaseHeld(ctx, &e.keys, token, used)
 	for attempt := range releaseAttempts {
 		if err == nil || !passing(err) || sinceEpoch()-began > opTimeout(l.opts.TTL)/2 {
 			break

@@ -97,6 +97,7 @@ type Locker struct {
 	cluster   bool
 	deadlines *deadline.Shared
 	args      arguments
+	gather    gather
 
 	stop    context.Context // ends when Close gives up waiting
 	stopNow context.CancelFunc
@@ -192,7 +193,8 @@ func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
 }
 
 // TryLock is Lock without the wait: if the lock is held, here or elsewhere, or others wait for it, it returns a
-// *[HeldError]. At most one round trip, or two if it meets an Unlock under way, plus repetitions of one that failed.
+// *[HeldError]. At most one round trip, or two if it meets an Unlock or four other calls under way, plus repetitions of one
+// that failed.
 func (l *Locker) TryLock(ctx context.Context, name string) (*Lock, error) {
 	return l.hooked(ctx, name, true)
 }
