@@ -502,7 +502,7 @@ func (l *Locker) answered(e *entry, a answer, err error) {
 	l.inbox.waits(e, true)
 	l.startInbox()
 	every := l.opts.TTL / 3
-	if !l.inbox.works {
+	if !l.inbox.works || a.sent < l.inbox.since { // a grant may have been told to nobody
 		every = min(every, pollUnheard*3/4+rand.N(pollUnheard/2))
 	}
 	if a.left >= 0 { // a lease that ends without a release is noticed by those who wait; not by all at once
