@@ -22,6 +22,7 @@ const (
 	postDelay     = 10 * time.Millisecond
 	minRetry      = 5 * time.Millisecond
 	maxRetry      = time.Second
+	knownFor      = writerTTL / 2 // after a round trip Redis must know it for so long
 )
 
 // shard is this process' side of one: what waits to be sent. One round trip is under way at a time; what comes meanwhile is
@@ -39,7 +40,10 @@ type shard struct {
 	closed      bool
 	wake        chan struct{} // ends a wait for postsDue
 
-	seq uint64 // of the last round trip; the sender's own
+	// The sender's own: the last round trip, the last that was confirmed, and when, by the wall clock: it goes on while the
+	// machine sleeps.
+	seq, confirmed uint64
+	confirmedAt    time.Time
 }
 
 // group is what one round trip, or several if it is large, will bring to Redis.
@@ -389,7 +393,7 @@ var errGivenUp = errors.New("closed before Redis confirmed")
 func (s *shard) trip(rows []*row) error {
 	b := s.b
 	s.seq++
-	args := make([]string, 3, 3+4*len(rows))
+	args := make([]string, 4, 4+4*len(rows))
 	args[0] = strconv.FormatUint(s.seq, 10)
 	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
 	args[2] = strconv.FormatInt(writerTTL.Milliseconds(), 10)
@@ -408,8 +412,10 @@ func (s *shard) trip(rows []*row) error {
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
 	unknown := false // whether a copy may have been executed whose reply was lost
 	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {
+		call.Args[3] = s.known()
 		refused, err := s.send1(call, &unknown)
 		if err == nil {
+			s.confirmed, s.confirmedAt = s.seq, time.Now().Round(0)
 			s.note(rows, refused)
 			return nil
 		}
@@ -425,6 +431,14 @@ func (s *shard) trip(rows []*row) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrUnconfirmed, errGivenUp)
+}
+
+// known is the last round trip that Redis must know of, or else it has lost writes.
+func (s *shard) known() string {
+	if time.Since(s.confirmedAt) > knownFor {
+		return "0"
+	}
+	return strconv.FormatUint(s.confirmed, 10)
 }
 
 func (s *shard) send1(call script.Call, unknown *bool) (string, error) {

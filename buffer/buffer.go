@@ -71,7 +71,7 @@ type OnRegress uint8
 
 const (
 	// RegressApply flushes the batch, and all after it, under new numbers: nothing new is lost, and what Redis brought back
-	// from the past is counted again.
+	// from the past may be counted again.
 	RegressApply OnRegress = iota
 	// RegressPark puts the batch, and whatever else was pending in its shard at that moment, into the dead letters, for
 	// somebody to decide about.
@@ -130,7 +130,8 @@ type Options struct {
 	AddTimeout time.Duration
 
 	// OnRegress is for batches whose place in the ledger is taken by another one, as happens after a failover that lost
-	// writes, or when an older snapshot of Redis was restored. Defaults to RegressApply. Hooks.Regress and Stats tell.
+	// writes, or when an older snapshot of Redis was restored. Defaults to RegressApply. Hooks.Regress and Stats tell,
+	// also of losses that nothing can come back from, for which it does not matter.
 	OnRegress OnRegress
 
 	// Hooks are told what the buffer does.

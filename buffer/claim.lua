@@ -2,7 +2,8 @@
 -- KEYS meta, cur, gen, batch
 -- ARGV owner, lease ms, max fields, nonce for a new batch, whether cur may become the generation to flush (1 or 0)
 -- Returns {} if there is nothing; {ms} if another owner's lease lasts that long; else
--- {nonce, epoch, seq, version, attempt, ms since its oldest field, 1 if suspect, 1 if cur became gen}.
+-- {nonce, epoch, seq, version, attempt, ms since its oldest field, the epoch that its epoch follows, 1 if suspect,
+-- 1 if cur became gen}.
 redis.call('HDEL', KEYS[1], '') -- a write that a full server allows: after it, it allows the others
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -39,7 +40,8 @@ else
     'batchSince', redis.call('HGET', KEYS[1], 'genSince') or string.format('%.0f', now), 'park', suspect > 0 and 1 or 0)
 end
 redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-local r = redis.call('HMGET', KEYS[1], 'nonce', 'epoch', 'seq', 'version', 'attempt', 'batchSince', 'park')
+local r = redis.call('HMGET', KEYS[1], 'nonce', 'epoch', 'seq', 'version', 'attempt', 'batchSince', 'follows', 'park')
 r[6] = string.format('%.0f', now - tonumber(r[6]))
-r[8] = tostring(opened)
+r[7] = r[7] or '0'
+r[9] = tostring(opened)
 return r

@@ -18,7 +18,7 @@ type Stats struct {
 	LiveBatches int           // batches that are claimed and not acknowledged: one per shard at most
 	Attempts    int           // of the live batch that has had most
 	DeadLetters int64         // fields
-	Regressions int64         // how often Redis turned out to be behind the ledger
+	Regressions int64         // how often a shard lost what it had, as far as it still knows: see Hooks.Regress
 
 	Local   int    // rows of this process that Redis has not confirmed
 	Dropped uint64 // values, posted or unconfirmed, that were not counted since the sum would overflow
