@@ -1,14 +1,17 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/bits"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -48,9 +51,41 @@ type shard struct {
 
 // group is what one round trip, or several if it is large, will bring to Redis.
 type group struct {
-	rows map[string]*row
-	list []*row
-	done chan struct{} // closed when all rows have their outcome
+	rows    map[string]*row
+	list    []*row
+	waves   []*wave
+	settled atomic.Bool // all rows have their outcome
+}
+
+// wave is Adds that wait for a group since about the same time. One channel tells them of the outcome or, before it, that they
+// have waited for long enough: waiting for two would cost twice as much.
+type wave struct {
+	done    chan struct{}
+	once    sync.Once
+	timer   *time.Timer
+	renewAt time.Duration // since epoch
+}
+
+func (w *wave) end() { w.once.Do(func() { close(w.done) }) }
+
+// wave is the one to join at a time. The shard's mutex is held.
+func (g *group) wave(now, timeout time.Duration) *wave {
+	if n := len(g.waves); n > 0 && now < g.waves[n-1].renewAt {
+		return g.waves[n-1]
+	}
+	w := &wave{done: make(chan struct{}), renewAt: now + timeout/8}
+	w.timer = time.AfterFunc(timeout, w.end)
+	g.waves = append(g.waves, w)
+	return w
+}
+
+// settle tells all who wait for the group that its rows have their outcome.
+func (g *group) settle() {
+	g.settled.Store(true)
+	for _, w := range g.waves {
+		w.timer.Stop()
+		w.end()
+	}
 }
 
 type row struct {
@@ -84,26 +119,26 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 		return err
 	}
 	asked, overflow := r.merge(b.columns, deltas)
+	w := g.wave(sinceEpoch(), b.opts.AddTimeout)
 	s.send()
 	s.mu.Unlock()
 
-	select {
-	case <-g.done:
-	default:
-		bound, cancel := b.waits.Bound(ctx, sinceEpoch())
-		defer cancel()
+	if ctx.Done() == nil {
+		<-w.done
+	} else {
 		select {
-		case <-g.done:
-		case <-bound.Done():
-			s.mu.Lock()
-			r.left = true
-			settled := r.settled
-			s.mu.Unlock()
-			if !settled {
-				b.drop(ctx, overflow)
-				return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
-			}
-			<-g.done
+		case <-w.done:
+		case <-ctx.Done():
+		}
+	}
+	if !g.settled.Load() {
+		s.mu.Lock()
+		r.left = true
+		settled := r.settled
+		s.mu.Unlock()
+		if !settled {
+			b.drop(ctx, overflow)
+			return fmt.Errorf("%w: %w", ErrUnconfirmed, cmp.Or(ctx.Err(), context.DeadlineExceeded))
 		}
 	}
 	if r.err != nil {
@@ -212,7 +247,7 @@ func (s *shard) rowOf(of **group, entity string) (*group, *row, error) {
 		return nil, nil, ErrFull
 	}
 	if g == nil {
-		g = &group{rows: make(map[string]*row), done: make(chan struct{})}
+		g = &group{rows: make(map[string]*row)}
 		*of = g
 	}
 	r := &row{entity: entity, values: make([]Value, len(s.b.columns))}
@@ -261,6 +296,7 @@ func (s *shard) wakeUp() {
 // sendAll sends until there is nothing left. Values that were only posted wait a moment for more.
 func (s *shard) sendAll() {
 	for {
+		runtime.Gosched() // whoever is about to add something, such as those whose Adds have just returned, comes along
 		s.mu.Lock()
 		if s.adds == nil && s.posts == nil {
 			s.sending = false
@@ -293,7 +329,7 @@ func (s *shard) sendAll() {
 		}
 		s.settle(rows, posts)
 		if adds != nil {
-			close(adds.done)
+			adds.settle()
 		}
 	}
 }

@@ -16,7 +16,6 @@ import (
 
 	"github.com/redis/rueidis"
 
-	"github.com/redispatterns/redispatterns/internal/deadline"
 	"github.com/redispatterns/redispatterns/internal/key"
 	"github.com/redispatterns/redispatterns/internal/script"
 )
@@ -210,7 +209,6 @@ type Buffer struct {
 	keys    keyspace
 	writer  string
 	shards  []*shard
-	waits   *deadline.Shared
 	stats   counters
 
 	registered atomic.Int64 // when, since epoch
@@ -238,7 +236,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	b := &Buffer{
 		client: client, opts: opts, columns: append([]Column(nil), columns...),
 		keys: keyspace{opts.Prefix, name}, writer: rand.Text()[:16],
-		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout),
+		shards: make([]*shard, opts.Shards),
 	}
 	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {

@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -127,6 +128,63 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 			require.Zero(t, stats.Dropped)
 		})
 	}
+}
+
+// Adds of one row that Redis does not take wait for AddTimeout each, 7/8 of it at least, whenever they come, or until their context
+// ends; and a sum that overflowed here is told although its Add has left.
+func TestBuffer_HowLongAnAddWaits(t *testing.T) {
+	t.Parallel()
+	const timeout = 800 * time.Millisecond
+	ctx := t.Context()
+	var told atomic.Int64
+	held := newHeldClient()
+	b := newBuffer(t, rueidishook.WithHook(redistest.Shared(t).Client(t), held), allColumns, buffer.Options{
+		Shards: 1, AddTimeout: timeout,
+		Hooks: buffer.Hooks{Error: func(_ context.Context, op string, err error) {
+			if op == buffer.OpPost && errors.Is(err, buffer.ErrOverflow) {
+				told.Add(1)
+			}
+		}},
+	})
+	held.next.Store(true)
+	require.NoError(t, b.Post("posted", buffer.Int("best", 1)))
+	<-held.reached
+	var wg sync.WaitGroup
+	add := func(ctx context.Context, n int64, want error, least time.Duration) {
+		wg.Go(func() {
+			began := time.Now()
+			err := b.Add(ctx, "e", buffer.Int("views", n))
+			took := time.Since(began)
+			require.ErrorIs(t, err, buffer.ErrUnconfirmed)
+			require.ErrorIs(t, err, want)
+			require.GreaterOrEqual(t, took, least)
+			require.Less(t, took, least+timeout/2)
+		})
+	}
+	add(context.Background(), math.MaxInt64, context.DeadlineExceeded, timeout*7/8)
+	require.Eventually(t, func() bool {
+		stats, err := b.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Local == 2
+	}, 20*time.Second, time.Millisecond)
+	require.NoError(t, after(ctx, timeout/4))
+	add(ctx, 1, context.DeadlineExceeded, timeout*7/8) // overflows
+	ends, cancel := context.WithTimeout(ctx, timeout/4)
+	defer cancel()
+	add(ends, 0, context.DeadlineExceeded, timeout/4)
+	ends, cancel = context.WithCancel(ctx)
+	time.AfterFunc(timeout/4, cancel)
+	add(ends, 0, context.Canceled, timeout/8)
+	wg.Wait()
+	require.Equal(t, int64(1), told.Load())
+	close(held.release)
+	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 0)))
+	sink := newMemorySink()
+	drainTo(t, b, sink)
+	require.Equal(t, int64(math.MaxInt64), sink.total())
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), stats.Dropped)
 }
 
 // Close ends with its context, whatever is under way and waits, and tells so each time.
