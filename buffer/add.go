@@ -429,7 +429,8 @@ var errGivenUp = errors.New("closed before Redis confirmed")
 func (s *shard) trip(rows []*row) error {
 	b := s.b
 	s.seq++
-	args := make([]string, 4, 4+4*len(rows))
+	args := make([]string, 5, 5+4*len(rows))
+	excess := 0
 	args[0] = strconv.FormatUint(s.seq, 10)
 	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
 	args[2] = strconv.FormatInt(writerTTL.Milliseconds(), 10)
@@ -439,12 +440,15 @@ func (s *shard) trip(rows []*row) error {
 		args = append(args, "")
 		for c := range r.values {
 			if r.values[c].Set {
-				args = append(args, b.columns[c].field(r.entity), r.values[c].encode(b.columns[c].Op))
+				field, value := b.columns[c].field(r.entity), r.values[c].encode(b.columns[c].Op)
+				args = append(args, field, value)
+				excess += max(0, len(field)+len(value)-usualBytes)
 				n++
 			}
 		}
 		args[count] = strconv.Itoa(n)
 	}
+	args[4] = strconv.Itoa(excess)
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
 	unknown := false // whether a copy may have been executed whose reply was lost
 	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {

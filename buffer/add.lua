@@ -1,7 +1,7 @@
 -- Merges rows into the shard's current generation, once, however often it is sent.
 -- KEYS cur, writer, meta
--- ARGV seq, max fields, ttl ms, the last seq that Redis has confirmed and must know; then per row: number of fields, and
--- field and value of each
+-- ARGV seq, max fields, ttl ms, the last seq that Redis has confirmed and must know, bytes beyond what most fields have (see
+-- claim.lua); then per row: number of fields, and field and value of each
 -- Returns what was refused: "row " for a row that the shard is too full for, "row.field " for a field that would
 -- overflow, counted from 0. The writer's key has the last seq and what was returned for it.
 local seq = tonumber(ARGV[1])
@@ -28,7 +28,8 @@ if size == 0 then
 end
 local full = size >= tonumber(ARGV[2])
 local refused = ''
-local i, row = 5, 0
+if ARGV[5] ~= '0' then redis.call('HINCRBY', KEYS[3], 'excess', ARGV[5]) end
+local i, row = 6, 0
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
   local fits = true

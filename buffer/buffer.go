@@ -57,6 +57,8 @@ const (
 	defaultMaxLocal   = 100_000
 	defaultMaxBatch   = 5_000
 	maxMaxBatch       = 100_000
+	maxBatchBytes     = 4 << 20
+	usualBytes        = 200 // of a field's name and value; see claim.lua
 	defaultFlushEvery = time.Second
 	defaultWorkers    = 2
 	defaultLease      = 30 * time.Second
@@ -101,8 +103,9 @@ type Options struct {
 	// Each shard has an equal share. At least Shards. Defaults to 100,000.
 	MaxLocal int
 
-	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole:
-	// make it smaller for large texts, of 64 KiB each at most. 1 to 100,000. Defaults to 5,000.
+	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole. Nor
+	// has a batch more than 4 MiB of their names and values, or 200 bytes times MaxBatch if that is more, and one field. A
+	// name is the entity, the column and 2 bytes. 1 to 100,000. Defaults to 5,000.
 	MaxBatch int
 
 	// FlushEvery is the pause between two passes of Run, give or take a tenth, so that processes started together do not

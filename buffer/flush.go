@@ -242,7 +242,8 @@ func (f *flusher) claim(ctx context.Context, k shardKeys, open bool) (c claimed,
 		mayOpen = "1"
 	}
 	reply, err := f.call(ctx, claimScript.Call([]string{k.meta, k.cur, k.gen, k.batch},
-		f.owner, strconv.FormatInt(f.opts.Lease.Milliseconds(), 10), strconv.Itoa(f.opts.MaxBatch), rand.Text(), mayOpen)).AsStrSlice()
+		f.owner, strconv.FormatInt(f.opts.Lease.Milliseconds(), 10), strconv.Itoa(f.opts.MaxBatch), rand.Text(), mayOpen,
+		strconv.Itoa(max(maxBatchBytes, usualBytes*f.opts.MaxBatch)), strconv.Itoa(usualBytes))).AsStrSlice()
 	if err != nil || len(reply) == 0 {
 		return claimed{}, err
 	}

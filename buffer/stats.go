@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/redispatterns/redispatterns/internal/script"
@@ -286,5 +287,6 @@ func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
 func (b *Buffer) replay(ctx context.Context, k shardKeys, fields []string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
 	defer cancel()
-	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, fields...)).AsInt64()
+	args := append([]string{strconv.Itoa(usualBytes)}, fields...)
+	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, args...)).AsInt64()
 }

@@ -309,6 +309,70 @@ func TestBuffer_ABatchThatTakesLongToRead(t *testing.T) {
 	require.Equal(t, int64(1), sink.total())
 }
 
+// A batch is bounded by the bytes of its names and values too, whether they came by Add or Replay, and many small fields still
+// are one.
+func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBuffer(t, redistest.Shared(t).Client(t), allColumns, buffer.Options{Shards: 1})
+	sink := newMemorySink()
+	var batches []int // bytes
+	apply := sinkFunc(func(ctx context.Context, batch *buffer.Batch) error {
+		n := 0
+		for _, row := range batch.Rows {
+			for c, v := range row.Values {
+				if v.Set {
+					n += len(row.Entity) + len(allColumns[c].Name) + len(v.Text)
+				}
+			}
+		}
+		batches = append(batches, n)
+		return sink.Apply(ctx, batch)
+	})
+	const large = 100 // fields of 64 KiB, and as many small ones
+	add := func() {
+		t.Helper()
+		for i := range large {
+			require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1), buffer.At("status", time.Now(), strings.Repeat("x", 64<<10))))
+		}
+	}
+	flush := func(least, most int) {
+		t.Helper()
+		batches = nil
+		_, err := b.Flush(ctx, apply)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, len(batches), least)
+		require.LessOrEqual(t, len(batches), most)
+		for _, n := range batches {
+			require.Less(t, n, 4<<20+65<<10)
+		}
+	}
+	add()
+	flush(2, 3)
+	require.Equal(t, int64(large), sink.total())
+	for range 3 {
+		add() // of the same fields, which are counted each time, but measured when they are claimed
+	}
+	flush(2, 3)
+	require.Equal(t, int64(4*large), sink.total())
+
+	refusing(sink, func(string) bool { return true })
+	add()
+	flush(4, 6) // each once, and once empty
+	sink.before = nil
+	_, err := b.Replay(ctx)
+	require.NoError(t, err)
+	flush(2, 3)
+	require.Equal(t, int64(5*large), sink.total())
+
+	for i := range 4000 {
+		require.NoError(t, b.Post(strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	require.NoError(t, b.Close(ctx))
+	flush(1, 1)
+	require.Equal(t, int64(5*large+4000), sink.total())
+}
+
 // No name of a column is one that the statements use for something else.
 func TestSQLSink_ColumnsOfAnyName(t *testing.T) {
 	t.Parallel()
