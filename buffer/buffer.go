@@ -32,6 +32,10 @@ var ErrOverflow = errors.New("buffer: sum overflows")
 // Redis confirms, or Close gives up. So do not add them again. The exception is a sum that turns out to overflow: see [Buffer.Add].
 var ErrUnconfirmed = errors.New("buffer: not confirmed yet")
 
+// ErrEvicting means that Redis has a maxmemory and a maxmemory-policy other than noeviction: when its memory is full, it drops
+// what is pending, or the records that keep values from counting twice. No method returns it: see Hooks.Error and Stats.Evicts.
+var ErrEvicting = errors.New("buffer: redis evicts keys when it is full")
+
 // ErrClosed means that Close has been called.
 var ErrClosed = errors.New("buffer: closed")
 
@@ -215,6 +219,7 @@ type Buffer struct {
 	stats   counters
 
 	registered atomic.Int64 // when, since epoch
+	checked    atomic.Bool  // whether Redis evicts
 	senders    sync.WaitGroup
 	life       context.Context //nolint:containedctx // its end is when Close gives up: the senders', not a call's
 	giveUp     context.CancelFunc

@@ -37,7 +37,8 @@
 // Dialer.Timeout.
 //
 // Redis is full: Add returns an error and nothing of it is counted; what is there can be flushed, which makes room. Redis must
-// not evict: maxmemory-policy noeviction.
+// not evict: maxmemory-policy noeviction. With another policy it may drop what is pending. Nothing here can prevent that; where
+// INFO is permitted, Hooks.Error is told ErrEvicting, once, and Stats.Evicts says it.
 //
 // Redis restarts: what its persistence keeps is kept. Without an append-only file all that is pending is lost, with one that is
 // synced each second up to a second of it.

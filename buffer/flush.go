@@ -129,6 +129,7 @@ func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]e
 	if err != nil {
 		return nil, err
 	}
+	f.check(ctx)
 	queue := make(chan int, len(shards))
 	for _, n := range shards {
 		if due == nil || due(n) {
@@ -153,6 +154,16 @@ func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]e
 	}
 	wg.Wait()
 	return results, nil
+}
+
+// check tells once if Redis evicts. That is no reason not to flush: what is pending there is safer elsewhere.
+func (f *flusher) check(ctx context.Context) {
+	if f.opts.Hooks.Error == nil || f.checked.Load() {
+		return
+	}
+	if s, err := f.Stats(ctx); err == nil && f.checked.CompareAndSwap(false, true) && s.Evicts {
+		f.reportError(ctx, OpCheck, ErrEvicting)
+	}
 }
 
 // pending returns the shards that have something to flush.

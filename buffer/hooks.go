@@ -23,6 +23,7 @@ const (
 	OpSend  = "send"  // send values to Redis; it goes on trying
 	OpPost  = "post"  // have Redis take a value that nobody waits for: its sum would overflow, and it is lost
 	OpFlush = "flush" // claim, read, apply or acknowledge a batch; it goes on trying
+	OpCheck = "check" // find Redis as it must be: ErrEvicting, once per Buffer that flushes; it goes on
 )
 
 // FlushInfo describes one attempt of a batch.

@@ -20,6 +20,7 @@ type Stats struct {
 	Attempts    int           // of the live batch that has had most
 	DeadLetters int64         // fields
 	Regressions int64         // how often a shard lost what it had, as far as it still knows: see Hooks.Regress
+	Evicts      bool          // whether a server is known to evict keys: see ErrEvicting
 
 	Local   int    // rows of this process that Redis has not confirmed
 	Dropped uint64 // values, posted or unconfirmed, that were not counted since the sum would overflow
@@ -47,7 +48,7 @@ func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
 	defer cancel()
 	for _, r := range script.DoMulti(ctx, b.client, calls) {
 		v, err := r.AsIntSlice()
-		if err == nil && len(v) != 6 {
+		if err == nil && len(v) != 7 {
 			err = errForeign
 		}
 		if err != nil {
@@ -59,6 +60,7 @@ func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
 		s.Attempts = max(s.Attempts, int(v[3]))
 		s.DeadLetters += v[4]
 		s.Regressions += v[5]
+		s.Evicts = s.Evicts || v[6] == 1
 	}
 	return s, nil
 }

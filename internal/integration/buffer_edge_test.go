@@ -314,7 +314,9 @@ func TestBuffer_ABatchThatTakesLongToRead(t *testing.T) {
 func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	b := newBuffer(t, redistest.Shared(t).Client(t), allColumns, buffer.Options{Shards: 1})
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	b := newBuffer(t, raw, allColumns, buffer.Options{Prefix: prefix, Shards: 1})
 	sink := newMemorySink()
 	var batches []int // bytes
 	apply := sinkFunc(func(ctx context.Context, batch *buffer.Batch) error {
@@ -371,6 +373,9 @@ func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
 	require.NoError(t, b.Close(ctx))
 	flush(1, 1)
 	require.Equal(t, int64(5*large+4000), sink.total())
+	counted, err := raw.Do(ctx, raw.B().Hget().Key(prefix+":{counts:0}:meta").Field("genExcess").Build()).ToString()
+	require.NoError(t, err)
+	require.Equal(t, "0", counted, "small ones are not measured")
 }
 
 // No name of a column is one that the statements use for something else.

@@ -218,6 +218,65 @@ func TestBuffer_RedisFull(t *testing.T) {
 	require.Equal(t, int64(1), sink.rows["posted"][0].Int)
 }
 
+// It is told once, and flushed all the same, when Redis may evict; and where it does not say whether it does, all goes on, the
+// notice of a loss included.
+func TestBuffer_RedisEvicts(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+	raw := server.Client(t)
+	ctx := t.Context()
+	var told atomic.Int64
+	opts := buffer.Options{
+		Prefix: redistest.Prefix(t), FlushEvery: time.Millisecond,
+		Hooks: buffer.Hooks{Error: func(_ context.Context, op string, err error) {
+			if op == buffer.OpCheck {
+				require.ErrorIs(t, err, buffer.ErrEvicting)
+				told.Add(1)
+			}
+		}},
+	}
+	sink := newMemorySink()
+	b := newBuffer(t, raw, allColumns, opts)
+	for range 2 {
+		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+		_, err := b.Flush(ctx, sink)
+		require.NoError(t, err)
+	}
+	require.Equal(t, int64(2), sink.total())
+	require.Equal(t, int64(1), told.Load())
+
+	do := func(args ...string) {
+		t.Helper()
+		require.NoError(t, raw.Do(ctx, raw.B().Arbitrary(args...).Build()).Error())
+	}
+	evicts := func(b *buffer.Buffer) bool {
+		t.Helper()
+		stats, err := b.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Evicts
+	}
+	require.True(t, evicts(b))
+	do("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info")
+	limited := newBuffer(t, server.Client(t, func(o *rueidis.ClientOption) { o.Username, o.Password = "app", "secret" }), allColumns, opts)
+	require.False(t, evicts(limited))
+	require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+	do("FLUSHALL")
+	require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+	drainTo(t, limited, sink)
+	stats, err := limited.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), stats.Regressions)
+	require.Equal(t, int64(3), sink.total())
+
+	for policy, want := range map[string]bool{"volatile-ttl": true, "noeviction": false} {
+		do("CONFIG", "SET", "maxmemory-policy", policy)
+		require.Equal(t, want, evicts(b), policy)
+	}
+	do("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "allkeys-lru")
+	require.False(t, evicts(b), "there is no limit")
+	require.Equal(t, int64(1), told.Load())
+}
+
 func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
