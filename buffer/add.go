@@ -54,7 +54,7 @@ type group struct {
 	rows    map[string]*row
 	list    []*row
 	waves   []*wave
-	settled atomic.Bool // all rows have their outcome
+	settled atomic.Bool // too late to leave: all rows have their outcome
 }
 
 // wave is Adds that wait for a group since about the same time. One channel tells them of the outcome or, before it, that they
@@ -79,22 +79,12 @@ func (g *group) wave(now, timeout time.Duration) *wave {
 	return w
 }
 
-// settle tells all who wait for the group that its rows have their outcome.
-func (g *group) settle() {
-	g.settled.Store(true)
-	for _, w := range g.waves {
-		w.timer.Stop()
-		w.end()
-	}
-}
-
 type row struct {
 	entity   string
 	values   []Value // one per column
 	err      error
 	overflow uint32 // columns that Redis refused, one bit each
 	left     bool   // an Add has returned ErrUnconfirmed
-	settled  bool   // too late to leave: the outcome is known
 }
 
 // Add merges values into an entity's row and returns when Redis has them. Concurrent calls share round trips.
@@ -134,7 +124,7 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 	if !g.settled.Load() {
 		s.mu.Lock()
 		r.left = true
-		settled := r.settled
+		settled := g.settled.Load()
 		s.mu.Unlock()
 		if !settled {
 			b.drop(ctx, overflow)
@@ -327,10 +317,7 @@ func (s *shard) sendAll() {
 			}
 			rest = rest[n:]
 		}
-		s.settle(rows, posts)
-		if adds != nil {
-			adds.settle()
-		}
+		s.settle(rows, adds, posts)
 	}
 }
 
@@ -349,14 +336,14 @@ func (s *shard) linger(wait time.Duration) {
 	}
 }
 
-// settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left.
-func (s *shard) settle(rows []*row, posts *group) {
+// settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left. Then it
+// tells those who do wait.
+func (s *shard) settle(rows []*row, adds, posts *group) {
 	b := s.b
 	var dropped []uint32
 	s.mu.Lock()
 	s.rows -= len(rows)
 	for _, r := range rows {
-		r.settled = true
 		switch {
 		case errors.Is(r.err, errGivenUp):
 			s.lost++
@@ -377,9 +364,18 @@ func (s *shard) settle(rows []*row, posts *group) {
 			dropped = append(dropped, lost)
 		}
 	}
+	if adds != nil {
+		adds.settled.Store(true)
+	}
 	s.mu.Unlock()
 	for _, columns := range dropped {
 		b.drop(context.Background(), columns)
+	}
+	if adds != nil {
+		for _, w := range adds.waves {
+			w.timer.Stop()
+			w.end()
+		}
 	}
 }
 

@@ -148,7 +148,7 @@ func TestBuffer_LostRepliesOfAddClaimReadAckAndCommit(t *testing.T) {
 		b := newBuffer(t, client, allColumns, buffer.Options{Shards: 2, MaxBatch: 20, Lease: 20 * time.Millisecond})
 		counted := map[string]int64{}
 		failed := 0
-		for range 30 {
+		for range 15 {
 			for range 30 {
 				e := strconv.Itoa(rand.IntN(50))
 				require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 3)))
@@ -288,7 +288,7 @@ func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	defer stop()
 	var flusher sync.WaitGroup
 	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
-	done, total := addInBackground(t, b, 16, 1000)
+	done, total := addInBackground(t, b, 16, 500)
 	for running := true; running; {
 		_ = admin.Do(t.Context(), admin.B().ScriptFlush().Build())
 		_ = admin.Do(t.Context(), admin.B().ClientKill().TypeNormal().SkipmeYes().Build())

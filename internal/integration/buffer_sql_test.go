@@ -258,7 +258,7 @@ func TestSQLSink_APoisonRow(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, dialect sqlsink.Dialect, d redistest.Database) {
 		rows := 10_000
 		if dialect == sqlsink.DialectSQLite && !soak() {
-			rows = 2_000 // the race detector slows it down most of all
+			rows = 500 // the race detector slows it down most of all
 		}
 		for name, p := range poisons {
 			if dialect == sqlsink.DialectSQLite && name == "long key" {
