@@ -58,7 +58,7 @@ type group struct {
 }
 
 // wave is Adds that wait for a group since about the same time. One channel tells them of the outcome or, before it, that they
-// have waited for long enough: waiting for two would cost twice as much.
+// have waited for long enough: a select of two is much of what an Add costs.
 type wave struct {
 	done    chan struct{}
 	once    sync.Once
