@@ -116,6 +116,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
+		{"timeseries", t.visitTimeseries},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)
