@@ -23,7 +23,6 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer store.Close(ctx) // else the last second would be lost
 
 	// In each request:
 	if err := store.Counter("hits").Incr(ctx, 1); err != nil {
@@ -37,6 +36,11 @@ func Example() {
 	}
 	today, err := store.Counter("hits").Sum(ctx, from, to)
 	fmt.Println(today.Value, err)
+
+	// At the end, or the last second is lost:
+	if err := store.Close(ctx); err != nil {
+		log.Print(err)
+	}
 }
 
 // What an error says about the event.
