@@ -32,7 +32,8 @@ func TestHandler_CountsAndRefuses(t *testing.T) {
 	defer disconnect()
 	store, err := newStore(client)
 	require.NoError(t, err)
-	defer store.Close(t.Context())
+	ctx := t.Context()
+	defer store.Close(ctx)
 	handler := newHandler(store)
 	for query, want := range map[string]int{
 		"": http.StatusNoContent, "?at=x": http.StatusBadRequest, "?at=1999-01-01T00:00:00Z": http.StatusBadRequest, "?at=2999-01-01T00:00:00Z": http.StatusBadRequest,

@@ -73,7 +73,7 @@ func TestTimeseries_RefusesWhatIsTooLateOrEarly(t *testing.T) {
 	}
 	n, err := strconv.ParseInt(seconds[strings.LastIndex(seconds, ":")+1:], 10, 64)
 	require.NoError(t, err)
-	require.InDelta(t, ((n+1)*120+180+1)*1000, expiresAt(t, client, seconds), 0)
+	require.Equal(t, ((n+1)*120+180+1)*1000, expiresAt(t, client, seconds))
 }
 
 func expiresAt(t *testing.T, client rueidis.Client, key string) int64 {
@@ -397,7 +397,7 @@ func TestTimeseries_FillsAndMarksTheRunningBucket(t *testing.T) {
 			require.Equal(t, v >= 0 && p.Missing, p.Filled, "%d %+v", i, p)
 			require.Equal(t, p.Filled, q.Filled)
 			if v >= 0 {
-				require.EqualValues(t, v, p.Value)
+				require.Equal(t, int64(v), p.Value)
 				require.InDelta(t, v, q.Mean, 1e-9)
 				require.InDelta(t, v, q.Max, 1e-9)
 			}
