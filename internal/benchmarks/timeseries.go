@@ -185,8 +185,10 @@ func timeseriesCases(b *bench) []benchCase {
 			{"incr", incr(counted, spread)}, {"incr-expire", fanOut}, {"hincrby-expire", fanHash},
 		}},
 		// Three resolutions together hold 8,640 + 1,440 + 24 buckets per day; the peer has the first alone.
-		benchCase{name: "timeseries/bytes", goroutines: 1, contestants: []contestant{{name: "timeseries"}, {name: "key-per-bucket"}},
-			fixed: []float64{buckets * (8640 + 1440 + 24) / 8640 / (usedOurs - usedBefore), buckets / (usedTalk - usedOurs)}},
+		benchCase{
+			name: "timeseries/bytes", goroutines: 1, contestants: []contestant{{name: "timeseries"}, {name: "key-per-bucket"}},
+			fixed: []float64{buckets * (8640 + 1440 + 24) / 8640 / (usedOurs - usedBefore), buckets / (usedTalk - usedOurs)},
+		},
 	)
 }
 
