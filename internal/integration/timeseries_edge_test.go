@@ -96,7 +96,7 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 		require.NoError(t, c.IncrAt(ctx, hour, big))
 		total, err := c.Sum(ctx, hour, now)
 		require.NoError(t, err)
-		require.EqualValues(t, int64(math.MaxInt64), total.Value, "to the last bit")
+		require.Equal(t, int64(math.MaxInt64), total.Value, "to the last bit")
 		// The hour overflows, other smaller buckets would not: none has it.
 		require.ErrorIs(t, c.IncrAt(ctx, hour.Add(time.Minute), 7), timeseries.ErrOverflow)
 		series, err := c.Range(ctx, timeseries.Range{From: hour, To: hour.Add(2 * time.Minute), Step: 10 * time.Second})
