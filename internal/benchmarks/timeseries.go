@@ -16,7 +16,7 @@ import (
 const (
 	timeseriesDay    = 8640 // buckets of ten seconds
 	timeseriesSpread = 10_000
-	timeseriesStored = 10 // series whose memory is compared
+	timeseriesStored = 20 // series whose memory is compared
 )
 
 var errWrongSum = errors.New("wrong sum")
@@ -32,7 +32,7 @@ func timeseriesCases(b *bench) []benchCase {
 	}
 	b.closes = append(b.closes, client.Close)
 	newStore := func(name string, opts timeseries.Options) *timeseries.Store {
-		opts.Prefix = b.prefix + name
+		opts.Prefix, opts.Timeout = b.prefix+name, 10*time.Second
 		s, err := timeseries.New(client, "bench", opts)
 		b.fail(err)
 		b.closes = append(b.closes, func() { _ = s.Close(context.Background()) })
