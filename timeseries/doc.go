@@ -37,7 +37,8 @@
 // without Close loses what it has gathered.
 //
 // Redis restarts, fails over or evicts: what it lost is missing from answers, without notice. An append-only file that is synced
-// each second loses up to a second; replication is asynchronous. Use maxmemory-policy noeviction or a volatile one.
+// each second loses up to a second; replication is asynchronous. Use maxmemory-policy noeviction: all keys have an expiry, so the
+// volatile policies evict them too.
 //
 // # Keys
 //
