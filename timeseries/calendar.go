@@ -50,7 +50,7 @@ func period(t time.Time, c Calendar, loc *time.Location) (from, to time.Time) {
 	case Week:
 		d -= (int(time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Weekday()) + 6) % 7
 	case Month:
-		y, m, d = time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Date()
+		y, m, _ = time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Date()
 		d = 1
 	case Year:
 		y, _, _ = time.Date(y, m, d, 0, 0, 0, 0, time.UTC).Date()

@@ -22,8 +22,9 @@ const (
 	chunkBuckets = 120 // per hash, unless the server's small hashes are smaller
 	minBuckets   = 16  // below this limit the server shall have no small hashes
 
-	openEvery  = time.Hour // how often the layout is looked at again
-	clockDrift = 2000      // a sample's uncertainty grows by 1/2000 of its age
+	openEvery   = time.Hour   // how often the layout is looked at again
+	reopenAfter = time.Minute // if that failed
+	clockDrift  = 2000        // a sample's uncertainty grows by 1/2000 of its age
 )
 
 var epoch = time.Now()
@@ -69,10 +70,15 @@ func (s *Store) ready(ctx context.Context) (time.Time, int64, error) {
 	c := &s.clock
 	mono := sinceEpoch()
 	if opened := c.opened.Load(); opened == 0 || mono-time.Duration(opened) > openEvery {
-		if err := s.open(ctx); err != nil {
-			return time.Time{}, 0, err
-		}
+		err := s.open(ctx)
 		mono = sinceEpoch()
+		switch {
+		case err == nil:
+		case opened == 0:
+			return time.Time{}, 0, err
+		default: // what is known will do; the layout lives a day longer
+			c.opened.CompareAndSwap(opened, int64(mono-openEvery+reopenAfter))
+		}
 	}
 	if s.opts.Clock != nil {
 		return s.opts.Clock(), c.buckets.Load(), nil

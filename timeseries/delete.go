@@ -46,14 +46,14 @@ func (s *Store) delete(ctx context.Context, series string, from, to time.Time) e
 		}
 		first, last = from.Unix(), min(last, to.Unix())
 	}
-	d := deletion{s: s, ctx: ctx}
+	d := deletion{s: s}
 	for _, l := range s.levels {
 		low := max(first, floor(now-l.keep-(buckets+2)*l.step, l.step)) / l.step // nothing is older
 		high := last / l.step
 		for _, kind := range []byte{kindDistinct, kindTop} {
 			base := s.keys.base(kind, series, l.step, buckets)
 			for b := low; b < high; b++ {
-				d.unlink(base + strconv.FormatInt(b, 10))
+				d.unlink(ctx, base+strconv.FormatInt(b, 10))
 			}
 		}
 		for _, kind := range []byte{kindCounter, kindStats} {
@@ -63,54 +63,53 @@ func (s *Store) delete(ctx context.Context, series string, from, to time.Time) e
 				end := (chunk + 1) * buckets
 				key := base + strconv.FormatInt(chunk, 10)
 				if b == chunk*buckets && end <= high {
-					d.unlink(key)
+					d.unlink(ctx, key)
 				} else {
 					fields := make([]string, 0, buckets)
 					for f := b; f < min(end, high); f++ {
 						fields = append(fields, strconv.FormatInt(f-chunk*buckets, 10))
 					}
-					d.do(s.client.B().Hdel().Key(key).Field(fields...).Build())
+					d.do(ctx, s.client.B().Hdel().Key(key).Field(fields...).Build())
 				}
 				b = end
 			}
 		}
 	}
-	d.flush()
-	d.run()
+	d.flush(ctx)
+	d.run(ctx)
 	return d.err
 }
 
 // deletion gathers keys into commands, and commands into round trips. After an error it does nothing more.
 type deletion struct {
 	s    *Store
-	ctx  context.Context //nolint:containedctx // the caller's; a deletion lives for one call
 	keys []string
 	cmds rueidis.Commands
 	err  error
 }
 
-func (d *deletion) unlink(key string) {
+func (d *deletion) unlink(ctx context.Context, key string) {
 	if d.keys = append(d.keys, key); len(d.keys) == unlinkKeys {
-		d.flush()
+		d.flush(ctx)
 	}
 }
 
-func (d *deletion) flush() {
+func (d *deletion) flush(ctx context.Context) {
 	if len(d.keys) > 0 {
-		d.do(d.s.client.B().Unlink().Key(d.keys...).Build())
+		d.do(ctx, d.s.client.B().Unlink().Key(d.keys...).Build())
 		d.keys = d.keys[:0]
 	}
 }
 
-func (d *deletion) do(cmd rueidis.Completed) {
+func (d *deletion) do(ctx context.Context, cmd rueidis.Completed) {
 	if d.cmds = append(d.cmds, cmd); len(d.cmds) == deleteCommands {
-		d.run()
+		d.run(ctx)
 	}
 }
 
-func (d *deletion) run() {
+func (d *deletion) run(ctx context.Context) {
 	if d.err == nil && len(d.cmds) > 0 {
-		bound, cancel := d.s.bounds.Bound(d.ctx, sinceEpoch())
+		bound, cancel := d.s.bounds.Bound(ctx, sinceEpoch())
 		defer cancel()
 		for _, r := range d.s.client.DoMulti(bound, d.cmds...) {
 			if err := r.Error(); err != nil && d.err == nil {

@@ -141,10 +141,10 @@ func (g *registers) merge(s string) error {
 	at := 0
 	for i := 0; i < len(body); i++ {
 		b, run, v := body[i], 0, uint8(0)
-		switch {
-		case b>>6 == 0: // up to 64 zeros
+		switch b >> 6 {
+		case 0: // up to 64 zeros
 			run = int(b) + 1
-		case b>>6 == 1: // up to 16384 zeros
+		case 1: // up to 16384 zeros
 			i++
 			if i == len(body) {
 				return errReply

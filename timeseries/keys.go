@@ -1,10 +1,6 @@
 package timeseries
 
-import (
-	"strconv"
-
-	"github.com/redispatterns/redispatterns/internal/key"
-)
+import "strconv"
 
 // What a key holds.
 const (
@@ -14,26 +10,32 @@ const (
 	kindTop      = 't'
 )
 
-// keyspace builds the keys of a store; doc.go lists them. Names have no colon, so that a name and a series make one tag.
+// keyspace builds the keys of a store; doc.go lists them. A name is not empty and has no colon or brace, so that a name, a colon and
+// whatever a series is called make a tag that is never empty, and no other's.
 type keyspace struct {
 	prefix, name string
 	topSize      int
 }
 
-// base is what all keys of a kind, series and resolution begin with.
-func (k keyspace) base(kind byte, series string, step, width int64) string {
-	b := make([]byte, 0, len(k.prefix)+len(k.name)+len(series)+32)
-	b = key.AppendTagged(b, k.prefix+":", k.name+":"+series)
-	b = append(b, ':', kind)
-	b = strconv.AppendInt(b, step, 10)
-	switch kind {
-	case kindTop:
-		width = int64(k.topSize)
-		fallthrough
-	case kindCounter, kindStats:
+// hasChunks reports whether buckets of a kind are fields of a hash. Others have a key each.
+func hasChunks(kind byte) bool { return kind == kindCounter || kind == kindStats }
+
+// append appends what all keys of a kind, series and resolution begin with.
+func (k keyspace) append(b []byte, kind byte, series string, step, width int64) []byte {
+	b = append(append(b, k.prefix...), ":{"...)
+	b = append(append(append(append(b, k.name...), ':'), series...), "}:"...)
+	b = strconv.AppendInt(append(b, kind), step, 10)
+	switch {
+	case hasChunks(kind):
 		b = strconv.AppendInt(append(b, 'x'), width, 10)
+	case kind == kindTop:
+		b = strconv.AppendInt(append(b, 'x'), int64(k.topSize), 10)
 	}
-	return string(append(b, ':'))
+	return append(b, ':')
+}
+
+func (k keyspace) base(kind byte, series string, step, width int64) string {
+	return string(k.append(nil, kind, series, step, width))
 }
 
 // at returns the key of a chunk, or of a bucket where each has a key of its own.

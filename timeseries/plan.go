@@ -63,7 +63,7 @@ func (ls levels) cover(from, to, now int64, emit func(level int, start int64)) e
 	for from < to {
 		r := len(ls) - 1
 		for ; r >= 0; r-- {
-			if step := ls[r].step; from%step == 0 && from+step <= to && ls[r].kept(from, now) {
+			if step := ls[r].step; from+step <= to && from%step == 0 && ls[r].kept(from, now) {
 				emit(r, from)
 				from += step
 				break

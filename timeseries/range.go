@@ -11,6 +11,7 @@ import (
 // Fill says what a point has that nothing was recorded for.
 type Fill uint8
 
+// How gaps are filled.
 const (
 	FillZero     Fill = iota // 0
 	FillNull                 // nothing: see Point.Filled

@@ -54,18 +54,22 @@ type request struct {
 // requests returns what to read for points that lie between bounds, each border being one that snap would return.
 func (s *Store) requests(bounds []int64, now, buckets int64) ([]request, error) {
 	var reqs []request
-	last := make([]int, len(s.levels)) // 1 + index of the level's last request
+	var current [maxLevels]struct{ index, start, end int64 } // each level's last request, and its chunk
+	for r := range current {
+		current[r].end = math.MinInt64
+	}
 	limit := s.limit(now)
 	for i := range len(bounds) - 1 {
 		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start int64) {
-			bucket := start / s.levels[r].step
-			chunk := floor(bucket, buckets) / buckets
-			if last[r] == 0 || reqs[last[r]-1].chunk != chunk {
-				reqs = append(reqs, request{level: r, chunk: chunk, targets: make([]int32, buckets)})
-				last[r] = len(reqs)
+			c, step := &current[r], s.levels[r].step
+			if start >= c.end {
+				c.start = floor(start, step*buckets)
+				c.end = c.start + step*buckets
+				c.index = int64(len(reqs))
+				reqs = append(reqs, request{level: r, chunk: c.start / (step * buckets), targets: make([]int32, buckets)})
 			}
-			q := &reqs[last[r]-1]
-			q.targets[bucket-chunk*buckets] = int32(i) + 1
+			q := &reqs[c.index]
+			q.targets[(start-c.start)/step] = int32(i) + 1
 			q.wanted++
 		})
 		if err != nil {

@@ -156,7 +156,7 @@ func (o *Options) setDefaults() error {
 			*n.value = n.fallback
 		}
 		if *n.value < n.low || *n.value > n.high {
-			return fmt.Errorf("Options.%s must be %d to %d, got %d", n.name, n.low, n.high, *n.value)
+			return fmt.Errorf("%s must be %d to %d, got %d", "Options."+n.name, n.low, n.high, *n.value)
 		}
 	}
 	if o.MaxFuture == 0 {
@@ -185,16 +185,16 @@ func checkResolutions(rs []Resolution) error {
 	for i, r := range rs {
 		switch {
 		case r.Step < time.Second || r.Step > maxStep || r.Step%time.Second != 0:
-			return fmt.Errorf("Step must be whole seconds from 1s to 24h, got %v", r.Step)
+			return fmt.Errorf("each Step must be whole seconds from 1s to 24h, got %v", r.Step)
 		case r.Keep < r.Step || r.Keep > maxKeep || r.Keep%time.Second != 0:
-			return fmt.Errorf("Keep of %v must be whole seconds, at least that and at most 100 years, got %v", r.Step, r.Keep)
+			return fmt.Errorf("the Keep of %v must be whole seconds, at least that and at most 100 years, got %v", r.Step, r.Keep)
 		case i == 0:
 		case r.Step <= rs[i-1].Step || r.Step%rs[i-1].Step != 0:
-			return fmt.Errorf("Step %v must be a larger multiple of %v", r.Step, rs[i-1].Step)
+			return fmt.Errorf("the Step %v must be a larger multiple of %v", r.Step, rs[i-1].Step)
 		case r.Keep < rs[i-1].Keep:
-			return fmt.Errorf("Keep of %v must be no less than that of %v", r.Step, rs[i-1].Step)
+			return fmt.Errorf("the Keep of %v must be no less than that of %v", r.Step, rs[i-1].Step)
 		case rs[i-1].Keep < r.Step:
-			return fmt.Errorf("Keep of %v must be at least %v", rs[i-1].Step, r.Step)
+			return fmt.Errorf("the Keep of %v must be at least %v", rs[i-1].Step, r.Step)
 		}
 	}
 	return nil

@@ -1,11 +1,13 @@
 package timeseries
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"math"
 	"net"
 	"runtime"
@@ -27,7 +29,7 @@ var writeSource string
 var writeScript = script.New(writeSource)
 
 const (
-	lanes        = 4   // the parts of all series, each with a round trip under way at a time
+	lanes        = 2   // the parts of all series, each with a round trip under way at a time
 	clusterLanes = 256 // there only writes of one series share a script
 
 	maxCallOps     = 500 // per script
@@ -457,16 +459,20 @@ func (s *Store) tripOf(ctx context.Context, b *batch, began time.Duration) (firs
 		}
 		return err
 	}
-	if s.cluster {
-		slices.SortStableFunc(b.list, func(x, y *op) int { return strings.Compare(x.series, y.series) })
-	}
+	slices.SortStableFunc(b.list, func(x, y *op) int { // the same series in a cluster, and else the same block, together
+		c := cmp.Or(cmp.Compare(x.bucket, y.bucket), cmp.Compare(x.kind, y.kind))
+		if s.cluster {
+			c = cmp.Or(strings.Compare(x.series, y.series), c)
+		}
+		return c
+	})
 	var calls []script.Call
 	var owners [][]*op // of each call's operations
-	w := writer{s: s, buckets: buckets}
+	w := newWriter(s, buckets, min(len(b.list), maxCallOps))
 	for _, o := range b.list {
 		if len(w.owners) > 0 && (s.cluster && o.series != w.owners[0].series || len(w.owners) >= maxCallOps || w.members >= maxCallMembers) {
 			calls, owners = append(calls, w.call()), append(owners, w.owners)
-			w = writer{s: s, buckets: buckets}
+			w = newWriter(s, buckets, 0)
 		}
 		w.add(o)
 	}
@@ -544,70 +550,95 @@ type writer struct {
 	keys, args []string
 	owners     []*op
 	members    int
+
+	block   opKey // of the block that is being built: its kind and bucket
+	count   int   // index of its number of operations in args, 0 before the first
+	inBlock int
+	chunks  [maxLevels]int64 // its part of the keys
+	key     []byte
 }
 
-func (w *writer) call() script.Call { return writeScript.Call(w.keys, w.args...) }
+func newWriter(s *Store, buckets int64, ops int) writer {
+	n := len(s.levels)
+	return writer{s: s, buckets: buckets, keys: make([]string, 0, ops*n), args: make([]string, 0, 3+2*n+ops), owners: make([]*op, 0, ops)}
+}
+
+func (w *writer) call() script.Call {
+	w.end()
+	return writeScript.Call(w.keys, w.args...)
+}
+
+// end ends a block.
+func (w *writer) end() {
+	if w.count > 0 {
+		w.args[w.count] = strconv.Itoa(w.inBlock)
+	}
+}
+
+// begin begins the block of an op's kind and bucket.
+func (w *writer) begin(o *op) {
+	if w.count > 0 && w.block.kind == o.kind && w.block.bucket == o.bucket {
+		return
+	}
+	if w.count == 0 {
+		w.args = append(w.args, strconv.Itoa(len(w.s.levels)))
+	}
+	w.end()
+	w.args = append(w.args, string(o.kind), "")
+	w.block, w.count, w.inBlock = o.opKey, len(w.args)-1, 0
+	for r, l := range w.s.levels {
+		bucket := floor(o.bucket, l.step) / l.step
+		field, end := "", bucket+1
+		w.chunks[r] = bucket
+		if hasChunks(o.kind) {
+			chunk := floor(bucket, w.buckets) / w.buckets
+			field, end = strconv.FormatInt(bucket-chunk*w.buckets, 10), (chunk+1)*w.buckets
+			w.chunks[r] = chunk
+		}
+		w.args = append(w.args, field, strconv.FormatInt(l.expires(end*l.step)*1000, 10))
+	}
+}
 
 // add appends the operations of an op: several if it has many members.
 func (w *writer) add(o *op) {
-	if w.args == nil {
-		w.args = append(make([]string, 0, 16), strconv.Itoa(len(w.s.levels)))
-	}
+	w.begin(o)
 	switch o.kind {
 	case kindCounter:
-		w.args = append(w.args, "c", strconv.FormatInt(o.n, 10))
-		w.end(o)
+		w.operation(o, strconv.FormatInt(o.n, 10))
 	case kindStats:
-		w.args = append(w.args, "s", strconv.FormatInt(o.stats.count, 10), formatFloat(o.stats.sum), formatFloat(o.stats.least), formatFloat(o.stats.most))
-		w.end(o)
+		w.operation(o, strconv.FormatInt(o.stats.count, 10), formatFloat(o.stats.sum), formatFloat(o.stats.least), formatFloat(o.stats.most))
 	case kindDistinct:
-		for rest := range chunks(o.members) {
-			w.args = append(w.args, "d", strconv.Itoa(len(rest)))
-			w.args = append(w.args, rest...)
-			w.end(o)
+		for part := range chunks(o.members) {
+			w.operation(o, strconv.Itoa(len(part)))
+			w.args = append(w.args, part...)
 		}
 	case kindTop:
-		for rest := range chunks(o.members) {
-			w.args = append(w.args, "t", strconv.Itoa(w.s.opts.TopSize), strconv.Itoa(len(rest)))
-			for _, m := range rest {
+		for part := range chunks(o.members) {
+			w.operation(o, strconv.Itoa(w.s.opts.TopSize), strconv.Itoa(len(part)))
+			for _, m := range part {
 				w.args = append(w.args, m, strconv.FormatInt(o.members[m], 10))
 			}
-			w.end(o)
 		}
 	}
 	w.members += len(o.members)
 }
 
+func (w *writer) operation(o *op, args ...string) {
+	w.owners = append(w.owners, o)
+	w.inBlock++
+	for r, l := range w.s.levels {
+		w.key = strconv.AppendInt(w.s.keys.append(w.key[:0], o.kind, o.series, l.step, w.buckets), w.chunks[r], 10)
+		w.keys = append(w.keys, string(w.key))
+	}
+	w.args = append(w.args, args...)
+}
+
 // chunks yields the members in parts that a script can take.
 func chunks(members map[string]int64) func(func([]string) bool) {
-	list := make([]string, 0, len(members))
-	for m := range members {
-		list = append(list, m)
-	}
-	return slices.Chunk(list, maxCallMembers)
+	return slices.Chunk(slices.Collect(maps.Keys(members)), maxCallMembers)
 }
 
 func formatFloat(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
-
-// end appends the keys, fields and expiries of an operation.
-func (w *writer) end(o *op) {
-	w.owners = append(w.owners, o)
-	for _, l := range w.s.levels {
-		base := w.s.keys.base(o.kind, o.series, l.step, w.buckets)
-		bucket := floor(o.bucket, l.step) / l.step
-		var field string
-		var end int64
-		if o.kind == kindCounter || o.kind == kindStats {
-			chunk := floor(bucket, w.buckets) / w.buckets
-			w.keys = append(w.keys, at(base, chunk))
-			field, end = strconv.FormatInt(bucket-chunk*w.buckets, 10), (chunk+1)*w.buckets*l.step
-		} else {
-			w.keys = append(w.keys, at(base, bucket))
-			end = (bucket + 1) * l.step
-		}
-		w.args = append(w.args, field, strconv.FormatInt(l.expires(end)*1000, 10))
-	}
-}
 
 // Flush writes what this process has gathered, and returns when Redis has answered: an error if anything was not written.
 // It is for stores with FlushEvery. What Redis refused for the time being stays gathered.

@@ -50,6 +50,13 @@
 //	      flush 1   26 pending before,  26 in SQL after: the connection broke during COMMIT
 //	      flush 2   26 pending before,  26 in SQL after: flushed
 //	      the second one found the first in the ledger: no review is lost, and none counts twice
+//
+//	timeseries: 26 texts, one every 3 minutes until now, counted when they came
+//	      ...
+//	      16:00  #####
+//	      16:15  #####
+//	      16:30  ####   running
+//	      26 in all, in one round trip of 0.19ms; 22 to 67 bytes, mean 51
 package main
 
 import (
@@ -116,6 +123,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
+		{"timeseries", t.visitTimeseries},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

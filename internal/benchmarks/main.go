@@ -63,6 +63,7 @@ var suites = []suite{
 	{"buffer", bufferCases},
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
+	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
 }
 
