@@ -24,7 +24,7 @@ func (c *consumer[T]) renewLoop(ctx context.Context) {
 		pause = every
 		if err := c.renew(ctx, every); err != nil && ctx.Err() == nil {
 			c.report(ctx, OpRenew, err)
-			pause = max(min(every, maxWait), firstWait)
+			pause = max(min(every, maxWait)/2, firstWait/2)
 		}
 	}
 }
@@ -84,8 +84,8 @@ func (c *consumer[T]) lose(t *task[T]) {
 	}
 }
 
-// sweepLoop takes over what other consumers have left. After a failure it lets a third of the lease pass, in which
-// living ones can renew what they could not.
+// sweepLoop takes over what other consumers have left. After a failure it lets a third of the lease pass from when Redis is back, in
+// which living ones can renew what they could not.
 func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
 	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
@@ -120,11 +120,12 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	}
 }
 
-// sweep is where a sweep goes on, and what the server's clock said when.
+// sweep is where a sweep goes on, and what the server's clock said when, if that is known.
 type sweep struct {
 	cursor string
 	server int64
 	at     time.Duration
+	failed bool // since then
 }
 
 // sweep claims what there is room for, and returns whether there may be more.
@@ -138,13 +139,13 @@ func (c *consumer[T]) sweep(ctx context.Context, sw *sweep) (more bool, err erro
 			return true, nil
 		}
 		sent := sinceEpoch()
-		latest := int64(0)
-		if sw.server > 0 {
+		latest := int64(0) // only to learn the time
+		if sw.server > 0 && !sw.failed {
 			latest = sw.server + (sent - sw.at + c.opTimeout).Milliseconds()
 		}
 		reply, err := c.onStream(ctx, claimScript, millis(c.opts.Lease), sw.cursor, strconv.Itoa(n), strconv.FormatInt(latest, 10)).ToArray()
 		if err != nil {
-			sw.server = 0
+			sw.failed = true
 			return false, err
 		}
 		if len(reply) < 3 {
@@ -166,8 +167,12 @@ func (c *consumer[T]) sweep(ctx context.Context, sw *sweep) (more bool, err erro
 		if err != nil {
 			return false, err
 		}
+		for _, t := range tasks {
+			c.inherit(t)
+		}
 		c.take(tasks)
-		if sw.cursor == noCursor {
+		if failed := sw.failed; failed || sw.cursor == noCursor && latest > 0 {
+			sw.failed = false
 			return false, nil
 		}
 	}
@@ -182,11 +187,10 @@ func (c *consumer[T]) ahead() int {
 	return c.opts.Workers + int(min(int64(c.opts.MaxInFlight), int64(c.opts.Workers)*int64(time.Second)/mean))
 }
 
-// claimed makes tasks of the entries of a script's reply. What has had all its attempts is to become a dead letter. The last attempt of
-// one that others have left is made while no other such one is: if it kills the process, it is known which did.
+// claimed makes tasks of the entries of a script's reply.
 func (c *consumer[T]) claimed(reply []rueidis.RedisMessage, sent time.Duration) ([]*task[T], error) {
-	tasks := make([]*task[T], 0, len(reply))
-	for _, m := range reply {
+	tasks := make([]*task[T], len(reply))
+	for i, m := range reply {
 		parts, err := m.ToArray()
 		if err != nil || len(parts) != 3 {
 			return nil, errReply
@@ -205,16 +209,21 @@ func (c *consumer[T]) claimed(reply []rueidis.RedisMessage, sent time.Duration) 
 		}
 		t.id, t.attempt = ID(id), int(begun)+1
 		t.renewed.Store(int64(sent))
-		if most := c.opts.MaxAttempts; most > 0 {
-			if t.attempt > most {
-				t.attempt, t.reason = int(begun), errKilled.Error()
-			}
-			t.alone = t.attempt == most
-		}
-		tasks = append(tasks, t)
+		tasks[i] = t
 	}
 	c.g.counters.claimed.Add(uint64(len(tasks)))
 	return tasks, nil
+}
+
+// inherit decides about a task whose last attempt another consumer has begun. What has had all its attempts is to become a dead
+// letter. The last one is made while no other such one is: if it kills the process, it is known which did.
+func (c *consumer[T]) inherit(t *task[T]) {
+	most := c.opts.MaxAttempts
+	if most > 0 && t.attempt > most {
+		t.attempt--
+		t.reason = errKilled.Error()
+	}
+	t.alone = t.attempt == most && t.attempt > 1
 }
 
 // suspect has the reader look for entries in replies that it never saw, now and once more when what was under way has ended.
@@ -250,7 +259,9 @@ func (c *consumer[T]) adopt(ctx context.Context) error {
 		}
 		for _, t := range tasks {
 			if t.attempt == 2 { // it was delivered, which counts as the first attempt, and not begun
-				t.attempt, t.reason, t.begun, t.alone = 1, "", true, false
+				t.attempt, t.begun = 1, true
+			} else {
+				c.inherit(t)
 			}
 		}
 		c.take(tasks)

@@ -28,6 +28,7 @@ var children = map[string]func() error{
 	"buffer": bufferChild,
 	"cache":  cacheChild,
 	"lock":   lockChild,
+	"stream": streamChild,
 }
 
 // child returns a process that runs one of children, killed at the end of the test if it still runs by then.

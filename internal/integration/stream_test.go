@@ -3,12 +3,7 @@ package integration
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
-	"runtime"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,8 +97,6 @@ func (c *streamCounts) extra() (extra int) {
 	}
 	return extra
 }
-
-func (c *streamCounts) handler(context.Context, *stream.Message[int]) error { return nil }
 
 func (c *streamCounts) handle(_ context.Context, m *stream.Message[int]) error {
 	c.add(m.Value)
@@ -304,9 +297,9 @@ func TestStream_AGracefulStopHandsOver(t *testing.T) {
 func TestStream_RunReturns(t *testing.T) {
 	t.Parallel()
 	for name, opt := range map[string]func(*rueidis.ClientOption){
-		"as it is": func(*rueidis.ClientOption) {},
+		"as it is":           func(*rueidis.ClientOption) {},
 		"without pipelining": func(o *rueidis.ClientOption) { o.DisableAutoPipelining = true },
-		"RESP2": func(o *rueidis.ClientOption) { o.AlwaysRESP2, o.DisableCache = true, true },
+		"RESP2":              func(o *rueidis.ClientOption) { o.AlwaysRESP2, o.DisableCache = true, true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -367,9 +360,3 @@ func TestStream_RunReturns(t *testing.T) {
 		require.Less(t, time.Since(began), 3*time.Second)
 	})
 }
-
-var _ = fmt.Sprint
-var _ = rand.IntN
-var _ = runtime.NumGoroutine
-var _ = strconv.Itoa
-var _ atomic.Int64
