@@ -169,7 +169,7 @@ func parseField(v reflect.Value, text string) error {
 		v.SetFloat(f)
 		return withoutInput(err)
 	default:
-		v.SetBytes([]byte(text))
+		v.SetBytes(append([]byte(nil), text...))
 	}
 	return nil
 }
