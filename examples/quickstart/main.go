@@ -50,6 +50,11 @@
 //	      flush 1   26 pending before,  26 in SQL after: the connection broke during COMMIT
 //	      flush 2   26 pending before,  26 in SQL after: flushed
 //	      the second one found the first in the ledger: no review is lost, and none counts twice
+//
+//	stream: the 26 reviews in a stream, handled by two consumers of one group
+//	      26 handled and acknowledged, 1 is a dead letter:
+//	      DEAD  after 3 attempts: "no text"
+//	      redriven, for this group alone, and handled
 package main
 
 import (
@@ -116,6 +121,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
+		{"stream", t.visitStream},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)
