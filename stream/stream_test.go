@@ -203,13 +203,15 @@ func TestFields(t *testing.T) {
 		_, err := c.Decode(bad)
 		require.ErrorContains(t, err, bad[0])
 	}
-	for _, c := range []any{Fields[struct{}](), Fields[string](), Fields[struct{ M map[string]int }](), Fields[struct{ P *int }](),
+	for _, c := range []any{
+		Fields[struct{}](), Fields[string](), Fields[struct{ M map[string]int }](), Fields[struct{ P *int }](),
 		Fields[struct {
 			A int `stream:"_a"`
 		}](), Fields[struct {
 			A int
 			B int `stream:"A"`
-		}]()} {
+		}](),
+	} {
 		require.Error(t, c.(interface{ check() error }).check())
 	}
 }
@@ -307,9 +309,7 @@ func TestLanes_OneAtATime(t *testing.T) {
 		parked := map[*task[int]]bool{}
 		entered, finished := 0, 0
 		admit := func(tasks ...*task[int]) {
-			for _, x := range tasks {
-				running = append(running, x)
-			}
+			running = append(running, tasks...)
 			keys, alone := map[string]int{}, 0
 			for _, x := range running {
 				if x.keyed {

@@ -35,7 +35,6 @@ type worker[T any] struct {
 	stopped bool
 
 	scratch []string
-	batch   []*task[T]
 	one     [1]*task[T]
 	handled int
 	took    time.Duration
@@ -44,7 +43,7 @@ type worker[T any] struct {
 func (c *consumer[T]) startWorkers(ctx context.Context, wg *sync.WaitGroup) {
 	for range c.opts.Workers {
 		w := &worker[T]{c: c, life: ctx}
-		w.ctx, w.end = context.WithCancelCause(ctx)
+		w.renew()
 		c.workers = append(c.workers, w)
 	}
 	for _, w := range c.workers {
@@ -77,9 +76,12 @@ func (w *worker[T]) ends() {
 	defer w.mu.Unlock()
 	w.current = nil
 	if w.ctx.Err() != nil && !w.stopped {
-		w.ctx, w.end = context.WithCancelCause(w.life)
+		w.renew()
 	}
 }
+
+// renew makes a new context.
+func (w *worker[T]) renew() { w.ctx, w.end = context.WithCancelCause(w.life) }
 
 // lose ends the context if t is at work.
 func (w *worker[T]) lose(t *task[T]) {

@@ -540,8 +540,8 @@ func TestStream_Tail(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	began := time.Now()
 	time.AfterFunc(50*time.Millisecond, cancel)
-	for range s.Tail(ctx, stream.Latest) {
-		require.Fail(t, "there is nothing")
+	for _, err := range s.Tail(ctx, stream.Latest) {
+		require.Fail(t, "there is nothing", err)
 	}
 	require.Less(t, time.Since(began), time.Second)
 	streamAdmin(t, client, "SET", key, "x")

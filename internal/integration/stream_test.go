@@ -38,7 +38,8 @@ func runStream(t *testing.T, g *stream.Group[int], h stream.Handler[int]) *strea
 	t.Cleanup(func() {
 		stop()
 		select {
-		case <-r.done:
+		case err := <-r.done:
+			r.done <- err
 		case <-time.After(20 * time.Second):
 			t.Error("Run did not return")
 		}
@@ -288,7 +289,8 @@ func TestStream_AGracefulStopHandsOver(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	require.Equal(t, map[int]int{2: 1, 3: 1, 4: 1, 5: 1}, attempts)
-	for e := range peer.Pending(t.Context()) {
+	for e, err := range peer.Pending(t.Context()) {
+		require.NoError(t, err)
 		require.Fail(t, "pending", e)
 	}
 }
