@@ -87,6 +87,10 @@ func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) er
 	if ctx.Err() != nil {
 		return nil
 	}
+	// What goes on until handlers have ended does not end with ctx.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	c.makeWorkers(life)
 	g.mu.Lock()
 	g.runs[c] = struct{}{}
 	g.mu.Unlock()
@@ -100,9 +104,6 @@ func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) er
 		clear(c.tasks)
 	}()
 
-	// What goes on until handlers have ended does not end with ctx.
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer end()
 	var intake, upkeep, workers sync.WaitGroup
 	intake.Go(func() { c.readLoop(ctx) })
 	intake.Go(func() { c.sweepLoop(ctx) })
@@ -111,7 +112,7 @@ func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) er
 	defer stopRenewing()
 	upkeep.Go(func() { c.renewLoop(renew) })
 	upkeep.Go(func() { c.acks.loop(life) })
-	c.startWorkers(life, &workers)
+	c.startWorkers(&workers)
 
 	<-ctx.Done()
 	handlers, stopHandlers := context.WithTimeout(life, c.opts.DrainTimeout)

@@ -40,12 +40,16 @@ type worker[T any] struct {
 	took    time.Duration
 }
 
-func (c *consumer[T]) startWorkers(ctx context.Context, wg *sync.WaitGroup) {
+// makeWorkers makes them before anybody can look for them.
+func (c *consumer[T]) makeWorkers(ctx context.Context) {
 	for range c.opts.Workers {
 		w := &worker[T]{c: c, life: ctx}
 		w.renew()
 		c.workers = append(c.workers, w)
 	}
+}
+
+func (c *consumer[T]) startWorkers(wg *sync.WaitGroup) {
 	for _, w := range c.workers {
 		wg.Add(1)
 		go w.loop(wg)
