@@ -168,6 +168,9 @@ func (a *acker[T]) send(ctx context.Context, tasks []*task[T]) error {
 	c.mu.Lock()
 	for _, t := range tasks {
 		c.remove(t)
+		if t.holdsSolo {
+			c.enqueue(c.lanes.leave(t, true))
+		}
 	}
 	c.mu.Unlock()
 	notify(c.space)

@@ -347,9 +347,10 @@ func (w *worker[T]) tell(t *task[T], o Outcome, took time.Duration, err error) {
 	}
 }
 
-// passOn lets those behind t go on.
+// passOn lets those with the same key as t go on, before t is acknowledged. One that is alone keeps them waiting until then: if the
+// next killed the process, t would look as if it had.
 func (c *consumer[T]) passOn(t *task[T]) {
-	if !t.holdsKey && !t.holdsSolo {
+	if !t.holdsKey || t.holdsSolo {
 		return
 	}
 	c.mu.Lock()
