@@ -57,6 +57,11 @@
 //	      16:15  #####
 //	      16:30  ####   running
 //	      26 in all, in one round trip of 0.19ms; 22 to 67 bytes, mean 51
+//
+//	stream: the 26 reviews in a stream, handled by two consumers of one group
+//	      26 handled and acknowledged, 1 is a dead letter:
+//	      DEAD  after 3 attempts: "no text"
+//	      redriven, for this group alone, and handled
 package main
 
 import (
@@ -124,6 +129,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
 		{"timeseries", t.visitTimeseries},
+		{"stream", t.visitStream},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

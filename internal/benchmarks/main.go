@@ -65,6 +65,7 @@ var suites = []suite{
 	{"ratelimit", ratelimitCases},
 	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
+	{"stream", streamCases},
 }
 
 func run(ctx context.Context, p plan) error {

@@ -28,6 +28,7 @@ var children = map[string]func() error{
 	"buffer":     bufferChild,
 	"cache":      cacheChild,
 	"lock":       lockChild,
+	"stream":     streamChild,
 	"timeseries": timeseriesChild,
 }
 
