@@ -61,6 +61,7 @@ func load[K comparable, T any](ctx context.Context, v *view, version *string, ro
 	l := loader[K]{v: v, version: version, opts: o, began: time.Now()}
 	err := l.start(ctx)
 	if err == nil {
+		ok := true
 		for k, e := range rows {
 			if l.seen++; l.seen <= o.Skip {
 				l.stats.Done = l.seen
@@ -69,11 +70,13 @@ func load[K comparable, T any](ctx context.Context, v *view, version *string, ro
 			row, err := v.encode(unsafe.Pointer(&e.Value), e.At)
 			row.unchecked = o.SkipOrderCheck
 			l.rows = append(l.rows, loadRow[K]{number: l.seen - 1, key: k, row: row, err: err})
-			if len(l.rows) == l.opts.Batch && !l.flush(ctx) {
-				break
+			if len(l.rows) == l.opts.Batch {
+				if ok = l.flush(ctx); !ok {
+					break
+				}
 			}
 		}
-		if l.failed == nil && len(l.rows) > 0 {
+		if ok && len(l.rows) > 0 {
 			l.flush(ctx)
 		}
 		l.land(ctx)
@@ -125,9 +128,22 @@ func (l *loader[K]) start(ctx context.Context) error {
 	if l.opts.RowsPerSecond < 0 || l.opts.Skip < 0 {
 		return fmt.Errorf("LoadOptions.RowsPerSecond and Skip must not be negative, got %d and %d", l.opts.RowsPerSecond, l.opts.Skip)
 	}
-	_, _, err := l.v.target(ctx, true)
+	if _, _, err := l.v.target(ctx, true); err != nil || l.version == nil {
+		return err
+	}
+	bounded, cancel := l.v.bound(ctx)
+	defer cancel()
+	_, state, err := liveReply(script.Do(bounded, l.v.client, liveScript.Call([]string{l.v.control}, *l.version)))
+	if err == nil && state != loading {
+		err = errNotLoading
+	}
 	return err
 }
+
+// loading is the state of a version between Begin and Commit.
+const loading = "loading"
+
+var errNotLoading = fmt.Errorf("%w is not loading", ErrVersion)
 
 // flush waits for the batch that is on its way, and sends the one that was gathered. It returns false if that makes no sense.
 func (l *loader[K]) flush(ctx context.Context) bool {
@@ -267,8 +283,8 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 		return false, 0, err
 	}
 	l.v.setLive(ctx, live, sent)
-	if l.version != nil && state != "loading" {
-		return false, 0, fmt.Errorf("%w is not loading", ErrVersion)
+	if l.version != nil && state != loading {
+		return false, 0, errNotLoading
 	}
 	return l.version == nil && live != version, left, nil
 }

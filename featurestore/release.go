@@ -136,7 +136,7 @@ func (r *Release[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o
 // no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
 // aborted; calling it again does no harm. One round trip.
 func (r *Release[K, T]) Commit(ctx context.Context) error {
-	if err := r.v.switchTo(ctx, r.version, "loading", &r.base); err != nil {
+	if err := r.v.switchTo(ctx, r.version, loading, &r.base); err != nil {
 		return fmt.Errorf("featurestore: commit: %w", err)
 	}
 	return nil

@@ -25,9 +25,10 @@ func TestMain(m *testing.M) {
 
 // children are what this test binary can do as another process, which tests may kill and stop.
 var children = map[string]func() error{
-	"buffer": bufferChild,
-	"cache":  cacheChild,
-	"lock":   lockChild,
+	"buffer":       bufferChild,
+	"cache":        cacheChild,
+	"featurestore": featurestoreChild,
+	"lock":         lockChild,
 }
 
 // child returns a process that runs one of children, killed at the end of the test if it still runs by then.
