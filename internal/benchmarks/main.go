@@ -64,6 +64,7 @@ var suites = []suite{
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
 	{"lock", lockCases},
+	{"featurestore", featurestoreCases},
 }
 
 func run(ctx context.Context, p plan) error {

