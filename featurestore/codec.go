@@ -39,11 +39,12 @@ type codec interface {
 
 // row is a row on its way between memory and a hash.
 type row struct {
-	p      unsafe.Pointer // a T
-	at     int64          // the event time, in microseconds since 1970; 0 is none
-	found  bool           // whether there is anything
-	states []State        // of all features of T; decode sets those of the features asked for
-	buf    []byte         // scratch memory
+	p      unsafe.Pointer         // a T
+	at     int64                  // the event time, in microseconds since 1970; 0 is none
+	found  bool                   // whether there is anything
+	states []State                // of all features of T; decode sets those of the features asked for
+	buf    []byte                 // scratch memory
+	reply  []rueidis.RedisMessage // likewise
 }
 
 // schema is what all codecs know of a view.
@@ -72,7 +73,7 @@ func (f *feature) invalid() error {
 
 // text returns what a reply has for a field.
 func text(m *rueidis.RedisMessage) (s string, ok bool) {
-	if m.IsNil() {
+	if !m.IsString() { // the zero message is neither nil nor a string
 		return "", false
 	}
 	s, err := m.ToString()

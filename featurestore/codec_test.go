@@ -324,14 +324,14 @@ func TestCodecs_RefusePoison(t *testing.T) {
 		_, _, err := readFrom(t, hash{"view": good["view"][:i]}, &p.Projection)
 		require.ErrorIs(t, err, ErrCorrupt, "%d", i)
 	}
-	for _, bad := range []string{
-		good["view"] + "x",
-		good["view"][:packedHeader] + "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", // a huge length
-		strings.Repeat("\xff", 80),
-	} {
+	huge := []byte(good["view"][:packedHeader] + "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")
+	huge[3] |= packedMore >> 24
+	for _, bad := range []string{good["view"] + "x", string(huge), string(huge[:packedHeader]) + "\xff\xff\xff\x0f"} {
 		_, _, err := readFrom(t, hash{"view": bad}, &p.Projection)
 		require.ErrorIs(t, err, ErrCorrupt, "%q", bad)
 	}
+	_, _, err := readFrom(t, hash{"view": strings.Repeat("\xff", 80)}, &p.Projection)
+	require.ErrorIs(t, err, ErrSkew)
 	f := testView[row](t, Feast, "view")
 	field := f.v.codec.(*feastCodec).hashes
 	for _, bad := range []hash{{field[0]: "\x18"}, {field[1]: "\xff"}, {"_ts:view": "x"}, {"_ts:view": "\x08"}} {
@@ -442,8 +442,8 @@ func FuzzPacked_NoPanic(f *testing.F) {
 			b[flip%len(b)] ^= byte(flip)
 		}
 		if len(b) >= packedHeader { // so that it is not refused for its schema
-			b[0] = b[0]&1 | packedSome
-			binary.LittleEndian.PutUint32(b[1:], v.v.schema.print)
+			head := binary.LittleEndian.Uint32(b)&^packedPrint | v.v.schema.print&packedPrint
+			binary.LittleEndian.PutUint32(b, head)
 		}
 		_, _, _ = readFrom(t, hash{"view": string(b)}, &v.Projection)
 		cut := len(b) / 2

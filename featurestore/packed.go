@@ -13,25 +13,28 @@ import (
 // packedCodec has a row in chunks of 64 bytes, the longest values that leave Redis' hashes compact, in the fields view, view:1,
 // view:2 … The last chunk that the schema expects has all the rest; schemas of more than 512 bytes have one chunk.
 //
-//	byte     0x50, or 0x51 if all features are set
-//	uint32   fingerprint of the schema, little-endian
+//	uint32   fingerprint of the schema, 28 bits, little-endian; bit 28: all features are set; bit 29: more chunks follow;
+//	         bits 30 and 31: the first two bools
 //	uint56   event time in microseconds, big-endian, so that put.lua can read it
-//	uvarint  how many bytes follow
+//	uvarint  how many bytes follow, if more chunks do
 //	states   two bits per feature: absent, null, set; nothing if all are set
-//	bools    one bit per bool
-//	values   of the features that are set, in order: zigzag varints, varints, floats (little-endian), times (zigzag seconds,
-//	         varint nanoseconds), texts and vectors of slices (with their length before them)
+//	bools    one bit per bool after the first two
+//	values   of the features that are set, but for texts: zigzag varints, varints, floats (little-endian), times (zigzag seconds,
+//	         varint nanoseconds), vectors (of slices, with their length before them)
+//	texts    that are set, with their length before them, but for the last one
 type packedCodec struct {
 	*schema
 	names  []string // of the chunks
-	bools  int
-	string bool // whether any feature is a string
+	bools  int      // that are not in the header
+	string bool     // whether any feature is a string
 }
 
 const (
-	packedSome   = 0x50
-	packedAll    = 0x51
-	packedHeader = 1 + 4 + 7
+	packedPrint  = 1<<28 - 1
+	packedAll    = 1 << 28
+	packedMore   = 1 << 29
+	packedBools  = 30
+	packedHeader = 4 + 7
 	chunkSize    = 64 // hash-max-listpack-value
 	maxChunks    = 8
 )
@@ -65,6 +68,7 @@ func newPackedCodec(s *schema) *packedCodec {
 		}
 		size += width
 	}
+	c.bools = max(c.bools-2, 0)
 	chunks := (size + (c.bools+7)/8 + chunkSize - 1) / chunkSize
 	if chunks > maxChunks {
 		chunks = 1
@@ -86,14 +90,18 @@ func (c *packedCodec) fields([]int) []string { return c.names }
 func (c *packedCodec) all() []string         { return chunkNames(c.view) }
 
 func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
-	head := byte(packedAll)
+	head := c.print&packedPrint | packedAll
+	last := -1 // the last text
 	for i := range c.features {
-		if r.states[i] != Set {
-			head = packedSome
+		switch {
+		case r.states[i] != Set:
+			head &^= packedAll
+		case c.features[i].class == classText:
+			last = i
 		}
 	}
 	body := r.buf[:0]
-	if head == packedSome {
+	if head&packedAll == 0 {
 		body = append(body, make([]byte, (len(c.features)+3)/4)...)
 		for i := range c.features {
 			code := byte(0)
@@ -111,25 +119,41 @@ func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 	b := 0
 	for i := range c.features {
 		f := &c.features[i]
-		if f.class == classBool {
+		switch {
+		case f.class == classBool:
 			if r.states[i] == Set && f.load(r.p).num != 0 {
-				body[bools+b/8] |= 1 << (b % 8)
+				if b < 2 {
+					head |= 1 << (packedBools + b)
+				} else {
+					body[bools+(b-2)/8] |= 1 << ((b - 2) % 8)
+				}
 			}
 			b++
-			continue
-		}
-		if r.states[i] == Set {
+		case f.class != classText && r.states[i] == Set:
 			body = f.appendPacked(body, r.p)
 		}
 	}
+	for i := range c.features {
+		if f := &c.features[i]; f.class == classText && r.states[i] == Set {
+			text := f.load(r.p).text
+			if i != last {
+				body = binary.AppendUvarint(body, uint64(len(text)))
+			}
+			body = append(body, text...)
+		}
+	}
 	r.buf = body
+	if len(c.names) > 1 && packedHeader+len(body) > chunkSize {
+		head |= packedMore
+	}
 	packed := make([]byte, 0, packedHeader+binary.MaxVarintLen64+len(body))
-	packed = append(packed, head)
-	packed = binary.LittleEndian.AppendUint32(packed, c.print)
+	packed = binary.LittleEndian.AppendUint32(packed, head)
 	for shift := 48; shift >= 0; shift -= 8 {
 		packed = append(packed, byte(r.at>>shift))
 	}
-	packed = binary.AppendUvarint(packed, uint64(len(body)))
+	if head&packedMore != 0 {
+		packed = binary.AppendUvarint(packed, uint64(len(body)))
+	}
 	rest := string(append(packed, body...))
 	names := c.all()
 	set = make([]string, 0, 2*len(c.names))
@@ -171,7 +195,7 @@ func (f *feature) appendPacked(dst []byte, p unsafe.Pointer) []byte {
 	case classTime:
 		return binary.AppendUvarint(binary.AppendVarint(dst, int64(d.num)), uint64(d.nanos))
 	}
-	return append(binary.AppendUvarint(dst, uint64(len(d.text))), d.text...)
+	return dst
 }
 
 func (f *feature) appendFloat(dst []byte, v float64) []byte {
@@ -191,22 +215,26 @@ func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 		return nil
 	}
 	r.found = true
-	if len(first) <= packedHeader || first[0] != packedSome && first[0] != packedAll {
+	if len(first) < packedHeader {
 		return ErrCorrupt
 	}
-	if uint32(first[1])|uint32(first[2])<<8|uint32(first[3])<<16|uint32(first[4])<<24 != c.print {
+	head := uint32(first[0]) | uint32(first[1])<<8 | uint32(first[2])<<16 | uint32(first[3])<<24
+	if head&packedPrint != c.print&packedPrint {
 		return ErrSkew
 	}
 	at := int64(0)
-	for i := 5; i < packedHeader; i++ {
+	for i := 4; i < packedHeader; i++ {
 		at = at<<8 | int64(first[i])
 	}
-	d := decoder{s: first[packedHeader:]}
-	size := d.uvarint()
-	if size > maxPacked || at > maxMicros {
+	if at > maxMicros {
 		return ErrCorrupt
 	}
-	if size > uint64(len(d.s)) { // the following chunks
+	d := decoder{s: first[packedHeader:]}
+	if head&packedMore != 0 {
+		size := d.uvarint()
+		if d.bad || size > maxPacked {
+			return ErrCorrupt
+		}
 		buf := append(r.buf[:0], d.s...)
 		for i := 1; i < len(reply) && uint64(len(buf)) < size; i++ {
 			more, _ := text(&reply[i])
@@ -216,11 +244,11 @@ func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 		if d.s = unsafe.String(unsafe.SliceData(buf), len(buf)); c.string { // else nothing of it is kept
 			d.s = string(buf)
 		}
+		if uint64(len(d.s)) != size {
+			return ErrCorrupt
+		}
 	}
-	if uint64(len(d.s)) != size {
-		return ErrCorrupt
-	}
-	if err := c.decodeBody(features, first[0] == packedAll, &d, r); err != nil {
+	if err := c.decodeBody(features, head, &d, r); err != nil {
 		return err
 	}
 	r.at = at
@@ -229,8 +257,8 @@ func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 
 const maxPacked = 512 << 20 // as much as a string in Redis has
 
-func (c *packedCodec) decodeBody(features []int, all bool, d *decoder, r *row) error {
-	states := ""
+func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row) error {
+	all, states := head&packedAll != 0, ""
 	if !all {
 		states = d.next((len(c.features) + 3) / 4)
 	}
@@ -238,7 +266,7 @@ func (c *packedCodec) decodeBody(features []int, all bool, d *decoder, r *row) e
 	if d.bad {
 		return ErrCorrupt
 	}
-	b, wanted := 0, 0
+	b, wanted, last := 0, 0, -1
 	for i := range c.features {
 		f := &c.features[i]
 		state := Set
@@ -250,24 +278,55 @@ func (c *packedCodec) decodeBody(features []int, all bool, d *decoder, r *row) e
 			wanted++
 			r.states[i] = state
 		}
-		if f.class == classBool {
+		switch {
+		case f.class == classBool:
+			bit := uint64(head) >> (packedBools + b) & 1
+			if b >= 2 {
+				bit = uint64(bools[(b-2)/8]) >> ((b - 2) % 8) & 1
+			}
 			if want && state == Set {
-				f.store(r.p, datum{num: uint64(bools[b/8]) >> (b % 8) & 1})
+				f.store(r.p, datum{num: bit})
 			}
 			b++
-			continue
-		}
-		if state == Set {
+		case f.class == classText && state == Set:
+			last = i
+		case state == Set:
 			d.feature(f, r.p, want)
 		}
 		if d.bad {
 			return f.corrupt()
 		}
 	}
-	if d.s != "" {
+	if last >= 0 {
+		d.texts(c.features[:last+1], features, states, r.p)
+	}
+	if d.bad || d.s != "" {
 		return ErrCorrupt
 	}
 	return nil
+}
+
+// texts reads the texts that are set, of which the last one is at the end of features.
+func (d *decoder) texts(all []feature, wanted []int, states string, p unsafe.Pointer) {
+	for i := range all {
+		for len(wanted) > 0 && wanted[0] < i {
+			wanted = wanted[1:]
+		}
+		f := &all[i]
+		if f.class != classText || states != "" && states[i/4]>>(i%4*2)&2 == 0 {
+			continue
+		}
+		n := uint64(len(d.s))
+		if i < len(all)-1 {
+			n = d.uvarint()
+		}
+		if d.bad = d.bad || n > uint64(len(d.s)); d.bad {
+			return
+		}
+		if text := d.next(int(n)); len(wanted) > 0 && wanted[0] == i {
+			f.store(p, datum{text: text})
+		}
+	}
 }
 
 // decoder reads a packed row from its beginning. What it returns once bad is set means nothing.
@@ -340,11 +399,6 @@ func (d *decoder) feature(f *feature, p unsafe.Pointer, want bool) {
 		nanos := d.uvarint()
 		if d.bad = d.bad || nanos >= uint64(time.Second); !d.bad {
 			v.nanos = int32(nanos)
-		}
-	case classText:
-		n := d.uvarint()
-		if d.bad = d.bad || n > uint64(len(d.s)); !d.bad {
-			v.text = d.next(int(n))
 		}
 	case classVector:
 		d.vector(f, p, want)

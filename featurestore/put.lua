@@ -14,9 +14,9 @@ if raw and ARGV[5] == '1' then
     stored = tonumber(string.match(raw, '^%d+'))
     local schema = string.match(raw, '^%d+ (%x+)')
     if schema and not string.find(ARGV[6], schema, 1, true) then return -1 end
-  elseif codec == 'packed' and #raw > 12 then
+  elseif codec == 'packed' and #raw > 10 then
     stored = 0
-    for i = 6, 12 do stored = stored * 256 + string.byte(raw, i) end
+    for i = 5, 11 do stored = stored * 256 + string.byte(raw, i) end
   elseif codec == 'feast' then
     local i, number = 1, {[8] = 0, [16] = 0} -- varints behind tags: seconds, nanoseconds
     while i < #raw do

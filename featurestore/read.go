@@ -88,7 +88,8 @@ func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 // GetMany reads the rows of many entities, in the order of ks. A key that is there twice is read once and returned twice. dst is
 // where the rows go, from its beginning, if it is large enough.
 //
-// It takes one round trip; of a Cluster, one to each node, in parallel. The first read of a process takes a second one if a
+// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, a row in a hash of more than 4,000
+// fields takes one more. The first read of a process takes a second one if a
 // version is live, and so does the first one after another version has become so.
 //
 // The error says why Redis could not be asked for some of the rows, which have it too; the others are there. A row that cannot
@@ -152,6 +153,7 @@ type trip struct {
 	asks     [][]ask    // of each command, if there are several requests
 	fields   [][]string // likewise
 	commands []rueidis.Completed
+	single   [1]rueidis.RedisResult
 	cached   []rueidis.CacheableTTL
 }
 
@@ -194,6 +196,7 @@ func (t *trip) reset() {
 	clear(t.index)
 	clear(t.commands)
 	clear(t.cached)
+	clear(t.single[:])
 	t.versions, t.checks, t.counts, t.buf, t.ends, t.places = t.versions[:0], t.checks[:0], t.counts[:0], t.buf[:0], t.ends[:0], t.places[:0]
 	t.keys, t.asks, t.fields, t.commands, t.cached = t.keys[:0], t.asks[:0], t.fields[:0], t.commands[:0], t.cached[:0]
 }
@@ -233,7 +236,7 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		for j := range r.size() {
 			place := t.places[n]
 			n++
-			if failed := t.decode(i, j, &replies[place.command], place.offset); failed != nil && err == nil {
+			if failed := t.decode(bounded, i, j, &replies[place.command], place.offset); failed != nil && err == nil {
 				err = failed
 			}
 		}
@@ -323,6 +326,10 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	add := func(command rueidis.Completed) { t.commands = append(t.commands, command) }
 	_, plan, _ := t.requests[0].of()
 	for i, key := range t.keys {
+		if t.scans() {
+			add(client.B().Hscan().Key(key).Cursor(0).Count(scanBuckets).Build())
+			continue
+		}
 		fields := plan.fields
 		if len(t.requests) > 1 {
 			fields = t.fields[i]
@@ -348,11 +355,50 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	if hot > 0 {
 		return client.DoMultiCache(ctx, t.cached...)
 	}
+	if len(t.commands) == 1 {
+		t.single[0] = client.Do(ctx, t.commands[0])
+		return t.single[:]
+	}
 	return client.DoMulti(ctx, t.commands...)
 }
 
+// scans reports whether hashes are read as a whole.
+func (t *trip) scans() bool {
+	_, plan, _ := t.requests[0].of()
+	return len(t.requests) == 1 && plan.scan != nil
+}
+
+// ordered returns what HMGET would have replied instead of HSCAN, or false if that was not all. It is in r's memory.
+func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) ([]rueidis.RedisMessage, bool) {
+	if len(reply) != 2 {
+		return nil, false
+	}
+	cursor, _ := reply[0].ToString()
+	pairs, err := reply[1].ToArray()
+	if err != nil || cursor != "0" {
+		return nil, false
+	}
+	values := slices.Grow(r.reply[:0], len(p.fields))[:len(p.fields)]
+	clear(values) // which is no value
+	r.reply = values
+	next := 0
+	for i := 0; i+1 < len(pairs); i += 2 {
+		name, _ := pairs[i].ToString()
+		if next == len(p.fields) || p.fields[next] != name {
+			place, ok := p.scan[name]
+			if !ok {
+				continue
+			}
+			next = place
+		}
+		values[next] = pairs[i+1]
+		next++
+	}
+	return values, true
+}
+
 // decode reads the j-th row of a request. The error is why Redis could not be asked for it.
-func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) error {
+func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisResult, offset int) error {
 	r := t.requests[request]
 	v, plan, _ := r.of()
 	values, err := reply.ToArray()
@@ -364,13 +410,23 @@ func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) er
 		t.broken(request, j, err)
 		return err
 	}
+	p, info := r.begin(j)
+	row := v.row(p)
+	defer v.rows.Put(row)
+	if t.scans() {
+		var all bool
+		if values, all = plan.ordered(values, row); !all {
+			if values, err = v.readFields(ctx, t.keys[t.places[j].command], plan.fields); err != nil {
+				t.broken(request, j, err)
+				return err
+			}
+		}
+		defer clear(row.reply)
+	}
 	if len(values) < offset+len(plan.fields) {
 		t.broken(request, j, ErrCorrupt)
 		return nil
 	}
-	p, info := r.begin(j)
-	row := v.row(p)
-	defer v.rows.Put(row)
 	if err := v.codec.decode(plan.features, values[offset:offset+len(plan.fields)], row); err != nil {
 		t.broken(request, j, err)
 		return nil
@@ -421,6 +477,11 @@ func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) er
 	t.counts[request].add(status)
 	r.end(j, row.states)
 	return nil
+}
+
+// readFields reads fields of a hash that is too large for HSCAN.
+func (v *view) readFields(ctx context.Context, key string, fields []string) ([]rueidis.RedisMessage, error) {
+	return v.client.Do(ctx, v.client.B().Hmget().Key(key).Field(fields...).Build()).ToArray()
 }
 
 // broken tells a row why it cannot be read.

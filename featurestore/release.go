@@ -51,7 +51,13 @@ func (v *view) version(pinned *string) (version string, check bool) {
 	if live == nil {
 		return "", true
 	}
-	return live.version, time.Since(v.began)-live.at > recheck
+	now := time.Since(v.began)
+	if now-live.at <= recheck {
+		return live.version, false
+	}
+	// One read asks for all, unless its answer is late.
+	asked := v.asked.Load()
+	return live.version, now-time.Duration(asked) > recheck && v.asked.CompareAndSwap(asked, int64(now)) || now-live.at > trusted/2
 }
 
 // confirm reports whether version may be used that was read in a trip sent at a time; check is the answer to what is live, if
@@ -132,8 +138,8 @@ func (r *Release[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o
 	return load(ctx, r.v, &r.version, rows, o)
 }
 
-// Commit makes the version live: with one command, for all readers. A read that begins 20ms later, in whatever process, is of it, and
-// no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
+// Commit makes the version live: with one command, for all readers. A read that begins 20ms and a round trip later, in whatever process,
+// is of it, and no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
 // aborted; calling it again does no harm. One round trip.
 func (r *Release[K, T]) Commit(ctx context.Context) error {
 	if err := r.v.switchTo(ctx, r.version, loading, &r.base); err != nil {

@@ -171,6 +171,7 @@ type view struct {
 	deadline *deadline.Shared
 	began    time.Time
 	live     atomic.Pointer[liveVersion]
+	asked    atomic.Int64 // when a read last asked what is live, since began
 	known    atomic.Pointer[knownSchemas]
 	rows     sync.Pool // of *row
 }
@@ -242,11 +243,19 @@ func newView(client rueidis.Client, name string, opts Options, keyType, rowType 
 
 // plan is what to read of a view.
 type plan struct {
-	features []int    // indexes, ascending
-	fields   []string // of the hash
-	width    int      // of a Matrix
-	wide     string   // a feature that cannot be in a Matrix
+	features []int          // indexes, ascending
+	fields   []string       // of the hash
+	width    int            // of a Matrix
+	wide     string         // a feature that cannot be in a Matrix
+	scan     map[string]int // where each field is in fields, if hashes are read as a whole; see scanFields
 }
+
+// scanFields is from how many fields on HSCAN, which walks a compact hash once, is faster than HMGET, which does for each field.
+// (HGETALL replies with a map, which rueidis turns into one of Go's.)
+const scanFields = 20
+
+// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
+const scanBuckets = 4096
 
 func (v *view) plan(features []int) plan {
 	p := plan{features: features, fields: v.codec.fields(features)}
@@ -256,6 +265,12 @@ func (v *view) plan(features []int) plan {
 			p.wide = f.name
 		}
 		p.width += f.width()
+	}
+	if v.opts.Codec == Fields && v.opts.Hot == 0 && len(p.fields) >= scanFields {
+		p.scan = map[string]int{}
+		for i, name := range p.fields {
+			p.scan[name] = i
+		}
 	}
 	return p
 }

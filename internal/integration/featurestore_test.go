@@ -517,7 +517,7 @@ func TestFeaturestore_PoisonIsOfItsRowAlone(t *testing.T) {
 		case featurestore.Packed:
 			whole, err := do(t, client, keys[1], "HGET", "users").ToString()
 			require.NoError(t, err)
-			field, huge = "users", whole[:12]+"\xff\xff\xff\xff\x0f"
+			field, huge = "users", whole[:3]+string([]byte{whole[3] | 0x20})+whole[4:11]+"\xff\xff\xff\xff\x0f"
 			require.NoError(t, do(t, client, keys[4], "HSET", "users", whole[:20]).Error())
 		case featurestore.Feast:
 			field, huge = feast.Field("users", "n"), "\x20\xff"
@@ -531,7 +531,11 @@ func TestFeaturestore_PoisonIsOfItsRowAlone(t *testing.T) {
 			bad := i >= 1 && i <= 3 || i == 4 && codec == featurestore.Packed
 			require.Equal(t, bad, row.Status == featurestore.Broken, "%d: %v", i, row.Err)
 			if bad {
-				require.ErrorIs(t, row.Err, featurestore.ErrCorrupt)
+				want := featurestore.ErrCorrupt
+				if i == 2 && codec == featurestore.Packed { // it seems to be of some other schema
+					want = featurestore.ErrSkew
+				}
+				require.ErrorIs(t, row.Err, want)
 				require.Zero(t, row.Value.N)
 				require.NotContains(t, row.Err.Error(), keys[i])
 			} else {
@@ -700,4 +704,65 @@ func TestFeaturestore_ReadsAndWritesFeast(t *testing.T) {
 	require.NoError(t, do(t, client, key, "HSET", raw("18a5e5a3"), raw("e00305")).Error()) // of a Feast to come
 	_, err = v.Get(t.Context(), 1001)
 	require.ErrorIs(t, err, featurestore.ErrSkew)
+}
+
+type featureWide struct {
+	F00 featurestore.Opt[int64] `feature:"f00"`
+	F01 featurestore.Opt[int64] `feature:"f01"`
+	F02 featurestore.Opt[int64] `feature:"f02"`
+	F03 featurestore.Opt[int64] `feature:"f03"`
+	F04 featurestore.Opt[int64] `feature:"f04"`
+	F05 featurestore.Opt[int64] `feature:"f05"`
+	F06 featurestore.Opt[int64] `feature:"f06"`
+	F07 featurestore.Opt[int64] `feature:"f07"`
+	F08 featurestore.Opt[int64] `feature:"f08"`
+	F09 featurestore.Opt[int64] `feature:"f09"`
+	F10 featurestore.Opt[int64] `feature:"f10"`
+	F11 featurestore.Opt[int64] `feature:"f11"`
+	F12 featurestore.Opt[int64] `feature:"f12"`
+	F13 featurestore.Opt[int64] `feature:"f13"`
+	F14 featurestore.Opt[int64] `feature:"f14"`
+	F15 featurestore.Opt[int64] `feature:"f15"`
+	F16 featurestore.Opt[int64] `feature:"f16"`
+	F17 featurestore.Opt[int64] `feature:"f17"`
+	F18 featurestore.Opt[int64] `feature:"f18"`
+	F19 featurestore.Opt[int64] `feature:"f19"`
+	F20 featurestore.Opt[int64] `feature:"f20"`
+	F21 featurestore.Opt[int64] `feature:"f21"`
+	F22 featurestore.Opt[int64] `feature:"f22"`
+	F23 featurestore.Opt[int64] `feature:"f23"`
+}
+
+// Rows of many features are read as whole hashes, in whatever order and among whatever else, however large.
+func TestFeaturestore_WideRows(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	wide := newFeatures[int, featureWide](t, client, "wide", featurestore.Options{Prefix: prefix})
+	items := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix})
+	var row featureWide
+	row.F00, row.F05, row.F23 = featurestore.Some[int64](1), featurestore.Some[int64](5), featurestore.Some[int64](23)
+	row.F07.State = featurestore.Null
+	putFeatures(t, items, 1, featureItem{Price: 1}, featureTime(0))
+	putFeatures(t, wide, 1, row, featureTime(1))
+	row.F05, row.F10 = featurestore.Opt[int64]{}, featurestore.Some[int64](10)
+	putFeatures(t, wide, 1, row, featureTime(2)) // now they are out of order
+	row.F05 = featurestore.Some[int64](5)
+	putFeatures(t, wide, 1, row, featureTime(3))
+	key := prefix + ":{1}"
+	for _, others := range []int{0, 1000, 20_000} {
+		args := []string{"HSET"}
+		for i := range others {
+			args = append(args, "other-"+strconv.Itoa(i), "x")
+		}
+		if others > 0 {
+			require.NoError(t, do(t, client, key, args...).Error())
+		}
+		rows, err := wide.GetMany(t.Context(), []int{1, 2, 1}, nil)
+		require.NoError(t, err)
+		require.Equal(t, row, rows[0].Value, "%d others", others)
+		require.Equal(t, row, rows[2].Value)
+		require.Equal(t, featurestore.Missing, rows[1].Status)
+		require.Equal(t, featureTime(3), rows[0].EventTime)
+	}
 }
