@@ -49,9 +49,9 @@ type row struct {
 
 // schema is what all codecs know of a view.
 type schema struct {
-	view     string
-	features []feature
-	print    uint32
+	view        string
+	features    []feature
+	fingerprint uint32
 }
 
 // ErrCorrupt means that a row cannot be read: a value is not of its feature's type, or is cut off, or the key is of another

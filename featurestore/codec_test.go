@@ -49,14 +49,14 @@ type everything struct {
 	Plain   string         `feature:"plain,default=a,b=c"`
 }
 
-func testView[T any](t testing.TB, c Codec, view string) *View[string, T] {
-	t.Helper()
+func testView[T any](tb testing.TB, c Codec, view string) *View[string, T] {
+	tb.Helper()
 	opts := Options{Codec: c}
 	if c == Feast {
 		opts.Feast = FeastOptions{Project: "p", JoinKey: "k"}
 	}
 	v, err := NewView[string, T](noClient{}, view, opts)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return v
 }
 
@@ -76,8 +76,8 @@ func (h hash) write(set, drop []string) {
 }
 
 // read returns what HMGET does.
-func (h hash) read(t testing.TB, fields []string) []rueidis.RedisMessage {
-	t.Helper()
+func (h hash) read(tb testing.TB, fields []string) []rueidis.RedisMessage {
+	tb.Helper()
 	reply := make([]rueidis.RedisMessage, len(fields))
 	for i, name := range fields {
 		value, ok := h[name]
@@ -86,24 +86,24 @@ func (h hash) read(t testing.TB, fields []string) []rueidis.RedisMessage {
 			b[7] = '$'
 		}
 		b = append(binary.BigEndian.AppendUint64(b, uint64(len(value))), value...)
-		require.NoError(t, reply[i].CacheUnmarshalView(b))
+		require.NoError(tb, reply[i].CacheUnmarshalView(b))
 	}
 	return reply
 }
 
 // writeTo encodes a row as Put does.
-func writeTo[T any](t testing.TB, h hash, v *View[string, T], value T, at int64) {
-	t.Helper()
+func writeTo[T any](tb testing.TB, h hash, v *View[string, T], value T, at int64) {
+	tb.Helper()
 	e, err := v.v.encode(unsafe.Pointer(&value), time.UnixMicro(at))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	h.write(e.set, e.drop)
 }
 
 // readFrom decodes a row as Get does, but for defaults.
-func readFrom[T any](t testing.TB, h hash, p *Projection[string, T]) (value T, r *row, err error) {
-	t.Helper()
+func readFrom[T any](tb testing.TB, h hash, p *Projection[string, T]) (value T, r *row, err error) {
+	tb.Helper()
 	r = p.v.row(unsafe.Pointer(&value))
-	err = p.v.codec.decode(p.plan.features, h.read(t, p.plan.fields), r)
+	err = p.v.codec.decode(p.plan.features, h.read(tb, p.plan.fields), r)
 	for _, i := range p.plan.features {
 		if err == nil {
 			p.v.schema.features[i].setState(r.p, r.states[i])
@@ -185,9 +185,9 @@ func randomRow(rnd *rand.Rand, c Codec) (e everything) {
 }
 
 // sameRow compares rows to the bit, but for which NaN one is.
-func sameRow(t testing.TB, want, got any) {
-	t.Helper()
-	require.True(t, same(reflect.ValueOf(want), reflect.ValueOf(got)), "want %+v\ngot  %+v", want, got)
+func sameRow(tb testing.TB, want, got any) {
+	tb.Helper()
+	require.True(tb, same(reflect.ValueOf(want), reflect.ValueOf(got)), "want %+v\ngot  %+v", want, got)
 }
 
 func same(a, b reflect.Value) bool {
@@ -339,8 +339,12 @@ func TestCodecs_RefusePoison(t *testing.T) {
 		require.ErrorIs(t, err, ErrCorrupt)
 	}
 	for _, bad := range []hash{ // of another type, out of range, of a type to come
-		{field[0]: "\x12\x01a"}, {field[0]: "\x18\x80\x01"}, {field[1]: "\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"}, {field[2]: "\x38\x01"},
-		{field[0]: "\xe0\x03\x05"}, {field[5]: "\x82\x01\x00"},
+		{field[0]: "\x12\x01a"},
+		{field[0]: "\x18\x80\x01"},
+		{field[1]: "\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"},
+		{field[2]: "\x38\x01"},
+		{field[0]: "\xe0\x03\x05"},
+		{field[5]: "\x82\x01\x00"},
 	} {
 		_, _, err := readFrom(t, bad, &f.Projection)
 		require.ErrorIs(t, err, ErrSkew)
@@ -442,7 +446,7 @@ func FuzzPacked_NoPanic(f *testing.F) {
 			b[flip%len(b)] ^= byte(flip)
 		}
 		if len(b) >= packedHeader { // so that it is not refused for its schema
-			head := binary.LittleEndian.Uint32(b)&^packedPrint | v.v.schema.print&packedPrint
+			head := binary.LittleEndian.Uint32(b)&^packedPrint | v.v.schema.fingerprint&packedPrint
 			binary.LittleEndian.PutUint32(b, head)
 		}
 		_, _, _ = readFrom(t, hash{"view": string(b)}, &v.Projection)

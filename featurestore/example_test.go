@@ -82,7 +82,7 @@ func ExampleProjection_Matrix() {
 	}
 	var input []float32
 	input, statuses, err := items.Matrix(ctx, []string{"a", "b"}, input, 0)
-	fmt.Println(len(input) == 2*len(items.Columns()), statuses, err)
+	fmt.Println(len(input) == 2*len(items.Columns()), len(statuses), err)
 }
 
 func ExampleBatch() {

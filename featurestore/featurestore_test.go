@@ -2,7 +2,6 @@ package featurestore
 
 import (
 	"encoding/json"
-	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -99,11 +98,11 @@ type pair struct {
 	B string `entity:"b"`
 }
 
-func testKeys(t testing.TB, o Options) *keys {
-	t.Helper()
-	require.NoError(t, o.setDefaults())
+func testKeys(tb testing.TB, o Options) *keys {
+	tb.Helper()
+	require.NoError(tb, o.setDefaults())
 	v, err := NewView[pair, wide](noClient{}, "view", o)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return &v.v.keys
 }
 
@@ -215,7 +214,7 @@ func TestNaN_Policies(t *testing.T) {
 	require.NoError(t, err)
 	for _, value := range []row{nan, inVector} {
 		_, err = v.v.encode(unsafe.Pointer(&value), time.Now())
-		require.True(t, errors.Is(err, ErrInvalid))
+		require.ErrorIs(t, err, ErrInvalid)
 	}
 	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1, 0), time.Unix(1<<34, 0)} {
 		_, err = v.v.encode(unsafe.Pointer(&row{}), at)

@@ -38,10 +38,10 @@ func (c *fieldsCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 	own := true
 	if stamp, ok := text(&reply[len(features)]); ok {
 		r.found = true
-		var print string
-		stamp, print, _ = strings.Cut(stamp, " ")
-		print, nulls, _ = strings.Cut(print, " ")
-		own = print == "" || print == printText(c.print)
+		var mark string
+		stamp, mark, _ = strings.Cut(stamp, " ")
+		mark, nulls, _ = strings.Cut(mark, " ")
+		own = mark == "" || mark == markOf(c.fingerprint)
 		at, err := strconv.ParseInt(stamp, 10, 64)
 		if err != nil || at < 0 || at > maxMicros {
 			return ErrCorrupt
@@ -89,8 +89,8 @@ func hasName(list, name string) bool {
 	return false
 }
 
-func printText(print uint32) string {
-	return strconv.FormatUint(uint64(print)|1<<32, 16)[1:]
+func markOf(fingerprint uint32) string {
+	return strconv.FormatUint(uint64(fingerprint)|1<<32, 16)[1:]
 }
 
 func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
@@ -119,7 +119,7 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 		set = append(set, f.name, string(text))
 	}
 	stamp := append(strconv.AppendInt(r.buf[:0], r.at, 10), ' ')
-	stamp = append(stamp, printText(c.print)...)
+	stamp = append(stamp, markOf(c.fingerprint)...)
 	if nulls != nil {
 		stamp = append(append(stamp, ' '), nulls...)
 	}

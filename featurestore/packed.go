@@ -90,7 +90,7 @@ func (c *packedCodec) fields([]int) []string { return c.names }
 func (c *packedCodec) all() []string         { return chunkNames(c.view) }
 
 func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
-	head := c.print&packedPrint | packedAll
+	head := c.fingerprint&packedPrint | packedAll
 	last := -1 // the last text
 	for i := range c.features {
 		switch {
@@ -219,7 +219,7 @@ func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 		return ErrCorrupt
 	}
 	head := uint32(first[0]) | uint32(first[1])<<8 | uint32(first[2])<<16 | uint32(first[3])<<24
-	if head&packedPrint != c.print&packedPrint {
+	if head&packedPrint != c.fingerprint&packedPrint {
 		return ErrSkew
 	}
 	at := int64(0)

@@ -3,6 +3,7 @@ package featurestore
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -54,18 +55,15 @@ func (v *view) isPrimary(ctx context.Context, node rueidis.Client) (bool, error)
 func (v *View[K, T]) All(ctx context.Context) iter.Seq2[K, Row[T]] {
 	return func(yield func(K, Row[T]) bool) {
 		err := v.all(ctx, yield)
-		if err != nil && err != errStopped {
+		if err != nil && !errors.Is(err, errStopped) {
 			var none K
 			yield(none, Row[T]{Info: Info{Status: Broken, Err: fmt.Errorf("featurestore: all: %w", err)}})
 		}
 	}
 }
 
-type stopped struct{}
-
-func (stopped) Error() string { return "stopped" }
-
-var errStopped error = stopped{}
+// errStopped means that who asked wants no more rows.
+var errStopped = errors.New("stopped")
 
 func (v *View[K, T]) all(ctx context.Context, yield func(K, Row[T]) bool) error {
 	version, err := v.v.askLive(ctx)

@@ -121,11 +121,14 @@ func (o *Options) setDefaults() error {
 		value    time.Duration
 		smallest time.Duration
 	}{
-		{"MaxAge", o.MaxAge, 0}, {"TTL", o.TTL, 0}, {"TTLJitter", o.TTLJitter, 0}, {"Hot", o.Hot, 0},
+		{"MaxAge", o.MaxAge, 0},
+		{"TTL", o.TTL, 0},
+		{"TTLJitter", o.TTLJitter, 0},
+		{"Hot", o.Hot, 0},
 		{"OpTimeout", o.OpTimeout, time.Millisecond},
 	} {
 		if d.value < d.smallest || d.value%time.Millisecond != 0 || d.value > math.MaxInt64/8 {
-			return fmt.Errorf("Options.%s must be whole milliseconds and at least %v, got %v", d.name, d.smallest, d.value)
+			return fmt.Errorf("%s must be whole milliseconds and at least %v, got %v", "Options."+d.name, d.smallest, d.value)
 		}
 	}
 	switch {

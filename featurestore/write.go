@@ -182,7 +182,7 @@ func (v *view) call(key string, known *knownSchemas, e *encoded) script.Call {
 	}
 	args := make([]string, 0, 8+len(e.expected)+len(e.set)+len(e.drop)+len(known.retired))
 	args = append(args, v.opts.Codec.String(), v.codec.timeField(), strconv.FormatInt(e.at, 10), strconv.FormatInt(v.ttl(), 10), check,
-		known.prints, strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2))
+		known.marks, strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2))
 	args = append(append(append(append(args, e.expected...), e.set...), e.drop...), known.retired...)
 	return putScript.Call([]string{key}, args...)
 }
@@ -229,7 +229,7 @@ func liveReply(reply rueidis.RedisResult) (live, state string, err error) {
 
 // knownSchemas is what this process knows of schemas under which rows of the view were written.
 type knownSchemas struct {
-	prints  string   // their fingerprints
+	marks   string   // their fingerprints
 	retired []string // fields that they have and this process' schema has not
 }
 
@@ -258,7 +258,7 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	defer cancel()
 	sent := time.Now()
 	replies := v.client.DoMulti(bounded,
-		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+printText(v.schema.print), strings.Join(names, " ")).Build(),
+		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+markOf(v.schema.fingerprint), strings.Join(names, " ")).Build(),
 		b.Hgetall().Key(v.control).Build())
 	if err := replies[0].Error(); err != nil {
 		return "", nil, err
@@ -274,8 +274,8 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	known = &knownSchemas{}
 	var lists []string
 	for name, list := range control {
-		if print, ok := strings.CutPrefix(name, schemaField); ok {
-			known.prints += print + " "
+		if mark, ok := strings.CutPrefix(name, schemaField); ok {
+			known.marks += mark + " "
 			lists = append(lists, list)
 		}
 	}

@@ -28,22 +28,43 @@ func TestKey_IsPythons(t *testing.T) {
 		joins   []Join
 		want    string
 	}{
-		"A": {KeyV3, "test", []Join{{"entity", Value{Type: Int32, Int: 1}}},
-			"01000000 02000000 06000000 656e74697479 03000000 04000000 01000000 74657374"},
-		"B": {KeyV3, "my_project", []Join{{"driver_id", Value{Type: Int64, Int: 1001}}},
-			"0100000002000000090000006472697665725f69640400000008000000e903000000000000" + myProject},
-		"B of version 2": {KeyV2, "my_project", []Join{{"driver_id", Value{Type: Int64, Int: 1001}}},
-			"020000006472697665725f69640400000008000000e903000000000000" + myProject},
-		"C": {KeyV3, "my_project", []Join{{"user", Value{Type: String, Text: "abc"}}, {"customer_id", Value{Type: Int64, Int: 42}}},
+		"A": {
+			KeyV3, "test",
+			[]Join{{"entity", Value{Type: Int32, Int: 1}}},
+			"01000000 02000000 06000000 656e74697479 03000000 04000000 01000000 74657374",
+		},
+		"B": {
+			KeyV3, "my_project",
+			[]Join{{"driver_id", Value{Type: Int64, Int: 1001}}},
+			"0100000002000000090000006472697665725f69640400000008000000e903000000000000" + myProject,
+		},
+		"B of version 2": {
+			KeyV2, "my_project",
+			[]Join{{"driver_id", Value{Type: Int64, Int: 1001}}},
+			"020000006472697665725f69640400000008000000e903000000000000" + myProject,
+		},
+		"C": {
+			KeyV3, "my_project",
+			[]Join{{"user", Value{Type: String, Text: "abc"}}, {"customer_id", Value{Type: Int64, Int: 42}}},
 			"02000000 02000000 0b000000 637573746f6d65725f6964 02000000 04000000 75736572" +
-				"04000000 08000000 2a00000000000000 02000000 03000000 616263" + myProject},
-		"D": {KeyV2, "fraud_demo", []Join{{"source", Value{Type: String, Text: "PAYU"}}, {"merchant_id", Value{Type: Int64, Int: 0x81f798}}},
+				"04000000 08000000 2a00000000000000 02000000 03000000 616263" + myProject,
+		},
+		"D": {
+			KeyV2, "fraud_demo",
+			[]Join{{"source", Value{Type: String, Text: "PAYU"}}, {"merchant_id", Value{Type: Int64, Int: 0x81f798}}},
 			"02000000 6d65726368616e745f6964 02000000 736f75726365 04000000 08000000 98f7810000000000 02000000 04000000 50415955" +
-				"66726175645f64656d6f"},
-		"E": {KeyV3, "", []Join{{"użytk", Value{Type: String, Text: "żółć"}}},
-			"01000000 02000000 06000000 75c5bc79746b 02000000 08000000 c5bcc3b3c582c487"},
-		"negative": {KeyV3, "", []Join{{"e", Value{Type: Int32, Int: -1}}},
-			"01000000 02000000 01000000 65 03000000 04000000 ffffffff"},
+				"66726175645f64656d6f",
+		},
+		"E": {
+			KeyV3, "",
+			[]Join{{"użytk", Value{Type: String, Text: "żółć"}}},
+			"01000000 02000000 06000000 75c5bc79746b 02000000 08000000 c5bcc3b3c582c487",
+		},
+		"negative": {
+			KeyV3, "",
+			[]Join{{"e", Value{Type: Int32, Int: -1}}},
+			"01000000 02000000 01000000 65 03000000 04000000 ffffffff",
+		},
 		"time":                    {KeyV3, "p", []Join{{"e", Value{Type: UnixTimestamp, Int: 1}}}, "01000000 02000000 01000000 65 08000000 08000000 0100000000000000 70"},
 		"no entity":               {KeyV3, "p", []Join{{"__dummy_id", Value{Type: String}}}, "01000000 02000000 0a000000 5f5f64756d6d795f6964 02000000 00000000 70"},
 		"nothing":                 {KeyV3, "p", nil, "00000000 70"},

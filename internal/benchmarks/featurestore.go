@@ -172,7 +172,8 @@ func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string,
 	return v
 }
 
-func (f *featureBench) textKey(i int) string   { return f.prefix + "text:{" + strconv.Itoa(i) + "}" }
+func (f *featureBench) textKey(i int) string { return f.prefix + "text:{" + strconv.Itoa(i) + "}" }
+
 func (f *featureBench) packedKey(i int) string { return f.prefix + "packed:{" + strconv.Itoa(i) + "}" }
 
 func (f *featureBench) events(from, n int) iter.Seq2[int, featurestore.Event[featureFifty]] {
