@@ -7,6 +7,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/redis/rueidis"
+
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
@@ -27,7 +29,8 @@ type LoadOptions struct {
 	// Skip is how many rows to leave out at the beginning: LoadStats.Done of an earlier Load of the same rows, to resume it.
 	Skip int64
 
-	// SkipOrderCheck writes rows also where later ones are, which is quicker. It is for versions that nobody else writes.
+	// SkipOrderCheck writes rows also where later ones are, and counts all as applied. In a Release it is much quicker, if
+	// nobody else writes that version.
 	SkipOrderCheck bool
 
 	// Progress, if set, is called after each batch, by the goroutine that called Load.
@@ -239,6 +242,9 @@ func (l *loader[K]) send(ctx context.Context) error {
 }
 
 func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSchemas) (moved bool, left int, err error) {
+	if l.version != nil && l.opts.SkipOrderCheck {
+		return false, 0, l.replace(ctx)
+	}
 	calls := make([]script.Call, 0, len(l.flying)+1)
 	rows := make([]*loadRow[K], 0, len(l.flying))
 	for i := range l.flying {
@@ -287,4 +293,44 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 		return false, 0, errNotLoading
 	}
 	return l.version == nil && live != version, left, nil
+}
+
+// replace writes a batch of a version without a look at what is there. Its hashes are of this view alone and nobody reads them yet, so
+// that it needs no script.
+func (l *loader[K]) replace(ctx context.Context) error {
+	b := l.v.client.B()
+	commands := make([]rueidis.Completed, 0, 3*len(l.flying)+1)
+	for i := range l.flying {
+		row := &l.flying[i]
+		if row.err != nil {
+			continue
+		}
+		name, err := l.v.keys.appendRow(nil, *l.version, unsafe.Pointer(&row.key))
+		if err != nil {
+			return err
+		}
+		key := string(name)
+		hset := b.Hset().Key(key).FieldValue()
+		for i := 0; i < len(row.row.set); i += 2 {
+			hset = hset.FieldValue(row.row.set[i], row.row.set[i+1])
+		}
+		commands = append(commands, b.Del().Key(key).Build(), hset.Build())
+		if ttl := l.v.ttl(); ttl > 0 {
+			commands = append(commands, b.Pexpire().Key(key).Milliseconds(ttl).Build())
+		}
+		row.code = 1
+	}
+	commands = append(commands, b.Hget().Key(l.v.control).Field("v:"+*l.version).Build())
+	bounded, cancel := l.v.bound(ctx)
+	defer cancel()
+	replies := l.v.client.DoMulti(bounded, commands...)
+	for _, reply := range replies {
+		if err := reply.Error(); err != nil && !rueidis.IsRedisNil(err) {
+			return err
+		}
+	}
+	if state, _ := replies[len(replies)-1].ToString(); state != loading { // of a version that is gone there is none
+		return errNotLoading
+	}
+	return nil
 }

@@ -18,10 +18,14 @@ const scanCount = 1000
 // scan calls fn with the keys of the rows of a version, some of them twice: those that a SCAN of each primary has found.
 func (v *view) scan(ctx context.Context, version string, fn func(keys []string) error) error {
 	pattern := v.keys.pattern(version)
-	for _, node := range v.client.Nodes() {
-		primary, err := v.isPrimary(ctx, node)
-		if err != nil {
-			return err
+	nodes := v.client.Nodes()
+	for _, node := range nodes {
+		primary := len(nodes) == 1
+		if !primary {
+			var err error
+			if primary, err = v.isPrimary(ctx, node); err != nil {
+				return err
+			}
 		}
 		for cursor := uint64(0); primary; {
 			bounded, cancel := v.bound(ctx)

@@ -50,6 +50,11 @@
 //	      flush 1   26 pending before,  26 in SQL after: the connection broke during COMMIT
 //	      flush 2   26 pending before,  26 in SQL after: flushed
 //	      the second one found the first in the ledger: no review is lost, and none counts twice
+//
+//	featurestore: 26 rows loaded, read in one round trip
+//	      partial  score 0.979  the reply is null; a late write was older
+//	      stale    score 0.500  of two hours ago
+//	      missing  score 0.000  never written
 package main
 
 import (
@@ -116,6 +121,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
+		{"featurestore", t.visitFeaturestore},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

@@ -334,22 +334,28 @@ func (f *featureBench) bytesCase() benchCase {
 	}
 }
 
-// loadCase writes rows over those of the turn before.
+// loadCase writes rows over those of the turn before: in order, and without a look at it, as a release is loaded.
 func (f *featureBench) loadCase(name string, codec featurestore.Codec) benchCase {
 	v := newFeatureView[featureFifty](f.bench, f.client, "load"+name, "users", codec)
-	load := func(unchecked bool) func(context.Context, int, int) error {
-		return func(ctx context.Context, _, _ int) error {
-			stats, err := v.Load(ctx, f.events(0, featureLoad), featurestore.LoadOptions{SkipOrderCheck: unchecked})
-			if err == nil && stats.Applied+stats.Same != featureLoad {
-				err = errNoFeatures
-			}
-			return err
+	if f.failed != nil {
+		return benchCase{}
+	}
+	release, err := v.Begin(context.Background(), "v1")
+	f.fail(err)
+	check := func(stats featurestore.LoadStats, err error) error {
+		if err == nil && stats.Applied+stats.Same != featureLoad {
+			err = errNoFeatures
 		}
+		return err
 	}
 	peer := func(i int) string { return f.prefix + "loadtext:{" + strconv.Itoa(i) + "}" }
 	return benchCase{name: "featurestore/load_" + name, goroutines: 1, contestants: []contestant{
-		{name: "checked", do: load(false)},
+		{name: "unchecked", do: func(ctx context.Context, _, _ int) error {
+			return check(release.Load(ctx, f.events(0, featureLoad), featurestore.LoadOptions{SkipOrderCheck: true}))
+		}},
 		{name: "goredis_hset_expire", do: func(ctx context.Context, _, _ int) error { return f.loadPeer(ctx, peer, 0, featureLoad) }},
-		{name: "unchecked", do: load(true)},
+		{name: "checked", do: func(ctx context.Context, _, _ int) error {
+			return check(v.Load(ctx, f.events(0, featureLoad), featurestore.LoadOptions{}))
+		}},
 	}}
 }
