@@ -159,7 +159,8 @@ func featurestoreCases(b *bench) []benchCase {
 	f.chunks, err = client.Do(ctx, client.B().Hkeys().Key(f.packedKey(0)).Build()).AsStrSlice()
 	b.fail(err)
 	cases := []benchCase{f.getCase("fields", f.fields), f.getCase("packed", f.packed), f.manyCase("fields", f.fields), f.manyCase("packed", f.packed)}
-	return append(cases, f.bytesCase(), f.loadCase("packed", featurestore.Packed), f.loadCase("fields", featurestore.Fields))
+	cases = append(cases, f.bytesCase())
+	return append(append(cases, f.loadCase("packed", featurestore.Packed)...), f.loadCase("fields", featurestore.Fields)...)
 }
 
 func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string, codec featurestore.Codec) *featurestore.View[int, T] {
@@ -335,10 +336,10 @@ func (f *featureBench) bytesCase() benchCase {
 }
 
 // loadCase writes rows over those of the turn before: in order, and without a look at it, as a release is loaded.
-func (f *featureBench) loadCase(name string, codec featurestore.Codec) benchCase {
+func (f *featureBench) loadCase(name string, codec featurestore.Codec) []benchCase {
 	v := newFeatureView[featureFifty](f.bench, f.client, "load"+name, "users", codec)
 	if f.failed != nil {
-		return benchCase{}
+		return nil
 	}
 	release, err := v.Begin(context.Background(), "v1")
 	f.fail(err)
@@ -349,13 +350,13 @@ func (f *featureBench) loadCase(name string, codec featurestore.Codec) benchCase
 		return err
 	}
 	peer := func(i int) string { return f.prefix + "loadtext:{" + strconv.Itoa(i) + "}" }
-	return benchCase{name: "featurestore/load_" + name, goroutines: 1, contestants: []contestant{
-		{name: "unchecked", do: func(ctx context.Context, _, _ int) error {
+	goRedis := contestant{name: "goredis_hset_expire", do: func(ctx context.Context, _, _ int) error { return f.loadPeer(ctx, peer, 0, featureLoad) }}
+	return []benchCase{
+		{name: "featurestore/load_" + name, goroutines: 1, contestants: []contestant{{name: name, do: func(ctx context.Context, _, _ int) error {
 			return check(release.Load(ctx, f.events(0, featureLoad), featurestore.LoadOptions{SkipOrderCheck: true}))
-		}},
-		{name: "goredis_hset_expire", do: func(ctx context.Context, _, _ int) error { return f.loadPeer(ctx, peer, 0, featureLoad) }},
-		{name: "checked", do: func(ctx context.Context, _, _ int) error {
+		}}, goRedis}},
+		{name: "featurestore/load_checked_" + name, goroutines: 1, contestants: []contestant{{name: name, do: func(ctx context.Context, _, _ int) error {
 			return check(v.Load(ctx, f.events(0, featureLoad), featurestore.LoadOptions{}))
-		}},
-	}}
+		}}, goRedis}},
+	}
 }
