@@ -22,7 +22,7 @@ func (t *tour) visitFeaturestore(ctx context.Context) error {
 		return err
 	}
 	reviews, err := featurestore.NewView[int, reviewFeatures](t.client, "reviews", featurestore.Options{
-		Prefix: t.prefix + "-features", MaxAge: time.Hour, TTL: 24 * time.Hour,
+		Prefix: t.prefix + "-features", MaxAge: time.Hour, TTL: 24 * time.Hour, OpTimeout: 30 * time.Second,
 	})
 	if err != nil {
 		return err
