@@ -32,7 +32,7 @@ func (o Outcome) String() string { return [...]string{"none", "applied", "older"
 
 // Put writes a whole row, unless a later one is there: features that are absent, null, or no longer in the schema leave nothing behind.
 // at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
-// written to the version that is live, if one is.
+// written to the version that is live, if one is; if another one becomes so meanwhile, to both.
 //
 // One round trip, and one more before the first of a process. When its reply is lost, Put may be sent again, which does no harm: it
 // then may return Same, or Older if another row came in between.

@@ -222,10 +222,12 @@ func TestFeaturestore_VersionsOnEveryTarget(t *testing.T) {
 		require.ErrorIs(t, other.Commit(ctx), featurestore.ErrVersion)
 
 		// A Put of a process that thinks that something else is live is not lost.
-		require.NoError(t, writer.Rollback(ctx, ""))
-		_, err = reader.Put(ctx, "a", featureItem{Price: 3}, featureTime(1))
+		_, err = reader.Put(ctx, "c", featureItem{Price: 2}, featureTime(1))
 		require.NoError(t, err)
-		got, err := writer.Get(ctx, "a")
+		require.NoError(t, writer.Rollback(ctx, ""))
+		_, err = reader.Put(ctx, "d", featureItem{Price: 3}, featureTime(1)) // v2 has it too
+		require.NoError(t, err)
+		got, err := writer.Get(ctx, "d")
 		require.NoError(t, err)
 		require.InDelta(t, 3.0, got.Value.Price, 0)
 		require.NoError(t, writer.Rollback(ctx, "v2"))
