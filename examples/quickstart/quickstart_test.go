@@ -135,6 +135,12 @@ func TestRun_PrintsWhatTheStreamDoes(t *testing.T) {
 	require.Regexp(t, `(?s)3 handled and acknowledged, 1 is a dead letter:\n +DEAD +after 3 attempts: "no text"\n +redriven.*handled\n`, out)
 }
 
+func TestRun_PrintsWhatTheFeaturestoreDoes(t *testing.T) {
+	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\n"), "-")
+	require.NoError(t, err)
+	require.Regexp(t, `2 rows loaded.*\n +partial +score 0\.\d+ .*was older\n +stale +score 0\.500.*\n +missing +score 0\.000`, out)
+}
+
 func TestRun_PrintsTheSameScoresEachTime(t *testing.T) {
 	durations := regexp.MustCompile(`[ \d]+\.\d\dms|\d+\.\d times`)
 	scores := func() string {

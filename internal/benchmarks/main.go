@@ -66,6 +66,7 @@ var suites = []suite{
 	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
 	{"stream", streamCases},
+	{"featurestore", featurestoreCases},
 }
 
 func run(ctx context.Context, p plan) error {
