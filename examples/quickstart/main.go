@@ -57,6 +57,16 @@
 //	      16:15  #####
 //	      16:30  ####   running
 //	      26 in all, in one round trip of 0.19ms; 22 to 67 bytes, mean 51
+//
+//	stream: the 26 reviews in a stream, handled by two consumers of one group
+//	      26 handled and acknowledged, 1 is a dead letter:
+//	      DEAD  after 3 attempts: "no text"
+//	      redriven, for this group alone, and handled
+//
+//	featurestore: 26 rows loaded, read in one round trip
+//	      partial  score 0.979  the reply is null; a late write was older
+//	      stale    score 0.500  of two hours ago
+//	      missing  score 0.000  never written
 package main
 
 import (
@@ -124,6 +134,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
 		{"timeseries", t.visitTimeseries},
+		{"stream", t.visitStream},
+		{"featurestore", t.visitFeaturestore},
 	} {
 		if err := stop.visit(ctx); err != nil {
 			return fmt.Errorf("%s: %w", stop.name, err)

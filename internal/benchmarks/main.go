@@ -65,6 +65,8 @@ var suites = []suite{
 	{"ratelimit", ratelimitCases},
 	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
+	{"stream", streamCases},
+	{"featurestore", featurestoreCases},
 }
 
 func run(ctx context.Context, p plan) error {
