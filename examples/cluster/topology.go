@@ -166,10 +166,8 @@ func moveSlots(ctx context.Context, from, to *node, slots []int, all []*node) er
 		if err := each(ctx, from, batch, func(slot string) []string { return []string{"CLUSTER", "SETSLOT", slot, "MIGRATING", to.id} }); err != nil {
 			return err
 		}
-		for _, slot := range batch {
-			if err := moveKeys(ctx, from, to, slot); err != nil {
-				return err
-			}
+		if err := moveKeys(ctx, from, to, batch); err != nil {
+			return err
 		}
 		for _, n := range append([]*node{to, from}, all...) { // the new owner first: it must not be asked for what it does not have
 			if err := each(ctx, n, batch, func(slot string) []string { return []string{"CLUSTER", "SETSLOT", slot, "NODE", to.id} }); err != nil {
@@ -180,15 +178,30 @@ func moveSlots(ctx context.Context, from, to *node, slots []int, all []*node) er
 	return nil
 }
 
-func moveKeys(ctx context.Context, from, to *node, slot int) error {
+// moveKeys moves all keys of slots. While they leave new ones are made where they go to.
+func moveKeys(ctx context.Context, from, to *node, slots []int) error {
 	for {
-		keys, err := from.Do(ctx, from.B().ClusterGetkeysinslot().Slot(int64(slot)).Count(100).Build()).AsStrSlice()
-		if err != nil || len(keys) == 0 {
-			return err
+		var looks, moves []rueidis.Completed
+		for _, slot := range slots {
+			looks = append(looks, from.B().ClusterGetkeysinslot().Slot(int64(slot)).Count(100).Build())
 		}
-		args := append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.port), "", "0", "5000", "KEYS"}, keys...)
-		if _, err := from.do(ctx, args...); err != nil {
-			return err
+		for _, reply := range from.DoMulti(ctx, looks...) {
+			keys, err := reply.AsStrSlice()
+			if err != nil {
+				return fmt.Errorf("%s: look into slots: %w", from.addr(), err)
+			}
+			if len(keys) > 0 {
+				args := append([]string{"MIGRATE", "127.0.0.1", strconv.Itoa(to.port), "", "0", "5000", "KEYS"}, keys...)
+				moves = append(moves, from.B().Arbitrary(args...).Build())
+			}
+		}
+		if len(moves) == 0 {
+			return nil
+		}
+		for _, reply := range from.DoMulti(ctx, moves...) {
+			if err := reply.Error(); err != nil {
+				return fmt.Errorf("%s: move keys: %w", from.addr(), err)
+			}
 		}
 	}
 }
