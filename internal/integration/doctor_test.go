@@ -265,3 +265,351 @@ func doctorCheck(t *testing.T, client rueidis.Client, expect doctor.Expect) doct
 	require.True(t, report.Checked())
 	return report
 }
+
+func TestDoctor_HasNothingToSayOfHealthyServers(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t, redistest.OneConnection)
+	// What is open to all is a finding, and rightly so; connections that are open stay.
+	require.NoError(t, doctorDo(t, client, "ACL", "SETUSER", "default", ">secret").Error())
+
+	fresh := doctorCheck(t, client, doctor.Expect{})
+	require.Empty(t, doctorFindings(fresh, doctor.Warn, doctor.Fail, doctor.Unknown))
+	require.Len(t, fresh.Verdicts, len(doctor.Patterns()), "what it would be good for")
+
+	require.NoError(t, doctorDo(t, client, "CONFIG", "SET", "maxmemory", "8mb", "maxmemory-policy", "allkeys-lru").Error())
+	pages, err := cache.New(client, "cache", cache.Options[string, []byte]{TTL: time.Hour, OpTimeout: 10 * time.Second})
+	require.NoError(t, err)
+	defer pages.Close(t.Context())
+	next := 0
+	write := func(ctx context.Context) {
+		if pages.Set(ctx, strconv.Itoa(next), make([]byte, 4000)) == nil {
+			next++
+		}
+		for i := range 30 {
+			_, _, _ = pages.Get(ctx, strconv.Itoa(max(0, next-1-i))) // ctx may end
+		}
+	}
+	for doctorInfo(t, client, "evicted_keys") == 0 {
+		for range 200 {
+			require.NoError(t, pages.Set(t.Context(), strconv.Itoa(next), make([]byte, 4000)))
+			next++
+		}
+	}
+	idle := doctorCheck(t, client, doctor.Expect{})
+	require.Empty(t, doctorFindings(idle, doctor.Warn, doctor.Fail, doctor.Unknown), "full")
+
+	// How long commands take while many tests share the machine is not the cache's fault.
+	var busy doctor.Report
+	doctorWhile(t, write, func() {
+		busy = doctorCheck(t, client, doctor.Expect{Interval: 500 * time.Millisecond, Skip: []string{"LAT01"}})
+	})
+	require.Empty(t, doctorFindings(busy, doctor.Warn, doctor.Fail, doctor.Unknown), "full, and in use")
+	require.NotEmpty(t, doctorOf(busy, "MEM03", doctor.Info), "it did evict")
+}
+
+// doctorWhile does something again and again while fn runs.
+func doctorWhile(t *testing.T, something func(ctx context.Context), fn func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		for ctx.Err() == nil {
+			something(ctx)
+		}
+	})
+	fn()
+	cancel()
+	running.Wait()
+}
+
+// doctorOf returns what a check found of a severity, one a line.
+func doctorOf(report doctor.Report, id string, severity doctor.Severity) string {
+	var found []string
+	for _, f := range report.Findings {
+		if f.ID == id && f.Severity == severity {
+			found = append(found, f.String())
+		}
+	}
+	return strings.Join(found, "\n")
+}
+
+func TestDoctor_FindsWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	ctx := t.Context()
+	set := func(args ...string) {
+		require.NoError(t, doctorDo(t, client, args...).Error(), args[0])
+	}
+	room := func(bytes int) { set("CONFIG", "SET", "maxmemory", strconv.Itoa(doctorInfo(t, client, "used_memory")+bytes)) }
+	n := 0
+	write := func(ctx context.Context) { // refused or not
+		n++
+		_ = client.Do(ctx, client.B().Set().Key("cache:"+strconv.Itoa(n)).Value(strings.Repeat("x", 10_000)).ExSeconds(100).Build()).Error()
+	}
+	const long = 300 * time.Millisecond
+
+	t.Log("a cache that is full and may not evict")
+	room(1 << 20)
+	var report doctor.Report
+	doctorWhile(t, write, func() { report = doctorCheck(t, client, doctor.Expect{Interval: long}) })
+	require.Contains(t, doctorOf(report, "MEM04", doctor.Fail), "SET (")
+	require.NotEmpty(t, doctorOf(report, "MEM02", doctor.Fail))
+	require.NotEmpty(t, doctorOf(report, "POL01", doctor.Fail))
+
+	t.Log("a cache that evicts")
+	set("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+	doctorWhile(t, write, func() { report = doctorCheck(t, client, doctor.Expect{Interval: long}) })
+	require.NotEmpty(t, doctorOf(report, "MEM03", doctor.Info), report.Findings)
+	require.Empty(t, doctorOf(report, "POL01", doctor.Fail))
+	require.NotEmpty(t, doctorOf(report, "MEM04", doctor.Info), "what was before the interval")
+	doctorWhile(t, write, func() {
+		report = doctorCheck(t, client, doctor.Expect{Interval: long, Uses: []doctor.Pattern{doctor.Stream}})
+	})
+	require.NotEmpty(t, doctorOf(report, "MEM03", doctor.Fail), "it may evict streams")
+	require.NotEmpty(t, doctorOf(report, "POL02", doctor.Warn), "for which volatile-lru is a compromise")
+	report = doctorCheck(t, client, doctor.Expect{Uses: []doctor.Pattern{doctor.Lock}})
+	require.NotEmpty(t, doctorOf(report, "POL02", doctor.Fail), "for which there is no policy")
+
+	t.Log("keys without a TTL, which volatile-lru cannot evict")
+	doctorClean(t, client)
+	set("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+	set("SET", "scores:1", "x")
+	require.Contains(t, doctorOf(doctorCheck(t, client, doctor.Expect{}), "KEY01", doctor.Info), "scores: (1)")
+	report = doctorCheck(t, client, doctor.Expect{Prefixes: map[string]doctor.Pattern{"scores:": doctor.Cache}})
+	require.NotEmpty(t, doctorOf(report, "POL01", doctor.Fail))
+	require.NotEmpty(t, doctorOf(report, "TTL01", doctor.Warn))
+	require.Empty(t, doctorOf(report, "KEY01", doctor.Info))
+	room(100 << 10)
+	require.Eventually(t, func() bool {
+		n++
+		return doctorDo(t, client, "SET", "scores:"+strconv.Itoa(n), strings.Repeat("x", 10_000)).Error() != nil
+	}, 10*time.Second, time.Millisecond, "and so it is refused")
+	set("CONFIG", "SET", "maxmemory", "0")
+	doctorClean(t, client)
+
+	t.Log("TTLs where they must not be, and none where they must")
+	set("SET", "lock:{job}", "x")
+	set("XADD", "orders", "*", "order", "1")
+	set("EXPIRE", "orders", "100")
+	set("HSET", "buffer:{views:0}:cur", "+views:post", "1")
+	set("SET", "buffer:{views:0}:w:1", "1", "EX", "100")
+	set("SET", "{orders}:once:1", "1-1", "EX", "100")
+	report = doctorCheck(t, client, doctor.Expect{})
+	require.Contains(t, doctorOf(report, "TTL01", doctor.Fail), "1 of 1")
+	require.Contains(t, doctorOf(report, "TTL02", doctor.Warn), "stream")
+	for _, f := range report.Findings {
+		require.False(t, f.ID == "TTL02" && f.Pattern == doctor.Buffer, f)
+	}
+	doctorClean(t, client)
+
+	t.Log("a stream whose consumer has died, and whose other group is too slow")
+	set("XADD", "orders", "*", "order", "1")
+	set("XGROUP", "CREATE", "orders", "billing", "0")
+	set("XGROUP", "CREATE", "orders", "mail", "0")
+	set("XREADGROUP", "GROUP", "billing", "dead", "STREAMS", "orders", ">")
+	set("XADD", "{orders}:dead:billing", "*", "_reason", "x")
+	doctorWhile(t, func(ctx context.Context) {
+		for range 20 {
+			_ = client.Do(ctx, client.B().Arbitrary("XADD").Keys("orders").Args("*", "order", "1").Build()).Error()
+		}
+	}, func() { report = doctorCheck(t, client, doctor.Expect{Interval: long}) })
+	require.Empty(t, doctorOf(report, "STR01", doctor.Fail), "it has not been ten leases")
+	require.Contains(t, doctorOf(report, "STR01", doctor.Warn), "orders, group ")
+	require.Contains(t, doctorOf(report, "STR01", doctor.Info), "1 dead letters of group billing")
+	require.Eventually(t, func() bool { // ten leases pass
+		report = doctorCheck(t, client, doctor.Expect{Lease: time.Millisecond})
+		return doctorOf(report, "STR01", doctor.Fail) != ""
+	}, 10*time.Second, 10*time.Millisecond)
+	require.Contains(t, doctorOf(report, "STR01", doctor.Fail), "orders, group billing")
+	set("XGROUP", "SETID", "orders", "mail", "1-1", "ENTRIESREAD", "-1")
+	set("XDEL", "orders", doctorLastID(t, client))
+	require.Contains(t, doctorOf(doctorCheck(t, client, doctor.Expect{}), "STR01", doctor.Info), "orders, group mail: Redis does not know")
+
+	t.Log("persistence")
+	require.NotEmpty(t, doctorOf(report, "PER01", doctor.Fail))
+	set("CONFIG", "SET", "save", "3600 1")
+	require.Contains(t, doctorOf(doctorCheck(t, client, doctor.Expect{}), "PER01", doctor.Warn), "snapshots only: save 3600 1")
+	set("CONFIG", "SET", "appendonly", "yes")
+	require.Contains(t, doctorOf(doctorCheck(t, client, doctor.Expect{}), "PER01", doctor.Info), "everysec")
+	set("CONFIG", "SET", "appendfsync", "no", "no-appendfsync-on-rewrite", "yes")
+	report = doctorCheck(t, client, doctor.Expect{})
+	require.NotEmpty(t, doctorOf(report, "PER01", doctor.Fail))
+	require.NotEmpty(t, doctorOf(report, "PER03", doctor.Warn))
+	set("CONFIG", "SET", "appendfsync", "always", "no-appendfsync-on-rewrite", "no")
+	report = doctorCheck(t, client, doctor.Expect{})
+	require.NotEmpty(t, doctorOf(report, "PER01", doctor.OK))
+	require.NotEmpty(t, doctorOf(report, "REP02", doctor.Warn), "no replica")
+	set("CONFIG", "SET", "appendonly", "no", "save", "")
+	doctorClean(t, client)
+
+	t.Log("misses")
+	set("SET", "cache:1", "x", "EX", "100")
+	doctorWhile(t, func(ctx context.Context) {
+		cmds := make([]rueidis.Completed, 0, 500)
+		for i := range 500 {
+			cmds = append(cmds, client.B().Get().Key("cache:missing-"+strconv.Itoa(i)).Build())
+		}
+		client.DoMulti(ctx, cmds...)
+	}, func() { report = doctorCheck(t, client, doctor.Expect{Interval: long}) })
+	require.NotEmpty(t, doctorOf(report, "HIT01", doctor.Warn))
+
+	t.Log("slow commands")
+	doctorWhile(t, func(ctx context.Context) {
+		cmds := make([]rueidis.Completed, 0, 50)
+		for range 50 {
+			cmds = append(cmds, client.B().Eval().Script("for i = 1, 150000 do local x = i * i end return 1").Numkeys(0).Build())
+		}
+		client.DoMulti(ctx, cmds...)
+	}, func() { report = doctorCheck(t, client, doctor.Expect{Interval: 1500 * time.Millisecond}) })
+	require.Contains(t, doctorOf(report, "LAT01", doctor.Warn)+doctorOf(report, "LAT01", doctor.Fail), "EVAL: p99")
+
+	t.Log("client-side caches, scripts, and access")
+	set("CONFIG", "SET", "tracking-table-max-keys", "10")
+	for i := range 10 {
+		require.ErrorIs(t, client.DoCache(ctx, client.B().Get().Key("cache:missing-"+strconv.Itoa(i)).Cache(), time.Minute).Error(), rueidis.Nil)
+	}
+	loads := make([]rueidis.Completed, 0, 1001)
+	for i := range 1001 {
+		loads = append(loads, client.B().ScriptLoad().Script("return "+strconv.Itoa(i)).Build())
+	}
+	client.DoMulti(ctx, loads...)
+	report = doctorCheck(t, client, doctor.Expect{})
+	require.NotEmpty(t, doctorOf(report, "CSC01", doctor.Warn))
+	require.NotEmpty(t, doctorOf(report, "MEM06", doctor.Warn))
+	bind, err := doctorDo(t, client, "CONFIG", "GET", "bind").AsStrMap()
+	require.NoError(t, err)
+	isLocal := strings.HasPrefix(bind["bind"], "127.")
+	require.Equal(t, isLocal, doctorOf(report, "SEC01", doctor.Warn) == "")
+	report = doctorCheck(t, client, doctor.Expect{Skip: []string{"SEC01", "MEM06"}})
+	require.Empty(t, doctorOf(report, "MEM06", doctor.Warn)+doctorOf(report, "SEC01", doctor.Warn))
+}
+
+func doctorLastID(t *testing.T, client rueidis.Client) string {
+	t.Helper()
+	last, err := client.Do(t.Context(), client.B().Xrevrange().Key("orders").End("+").Start("-").Count(2).Build()).AsXRange()
+	require.NoError(t, err)
+	require.Len(t, last, 2)
+	return last[1].ID // not the last: that would not be from the middle
+}
+
+// TestDoctor_KnowsNotWhatItMayNotRead runs the commands that the doctor proposes, until it knows.
+func TestDoctor_KnowsNotWhatItMayNotRead(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	admin := server.Client(t)
+	for _, args := range [][]string{
+		{"ACL", "SETUSER", "default", ">secret"},
+		{"ACL", "SETUSER", "me", "on", ">secret", "+@connection"},
+		{"SET", "lock:{job}", "x", "EX", "100"},
+		{"XADD", "orders", "*", "order", "1"},
+		{"XGROUP", "CREATE", "orders", "billing", "0"},
+	} {
+		require.NoError(t, doctorDo(t, admin, args...).Error())
+	}
+	client := server.Client(t, func(o *rueidis.ClientOption) {
+		o.Username, o.Password, o.DisableCache, o.ForceSingleClient = "me", "secret", true, true
+	})
+	report, err := doctor.Check(t.Context(), client, doctor.Expect{Interval: 10 * time.Millisecond})
+	require.NoError(t, err)
+	require.False(t, report.Checked())
+	require.Empty(t, doctorFindings(report, doctor.Warn, doctor.Fail))
+	for _, id := range []string{"POL01", "MEM02", "TTL01", "VER01", "LAT01", "SEC01"} {
+		require.Contains(t, doctorOf(report, id, doctor.Unknown), "NOPERM", id)
+		require.Empty(t, doctorOf(report, id, doctor.OK), id)
+	}
+	for range 10 {
+		granted := map[string]bool{}
+		for _, f := range report.Findings {
+			if f.Severity == doctor.Unknown && !granted[f.Fix] {
+				require.Regexp(t, `^ACL SETUSER me `, f.Fix, f)
+				require.NoError(t, doctorDo(t, admin, strings.Fields(f.Fix)...).Error(), f.Fix)
+				granted[f.Fix] = true
+			}
+		}
+		if len(granted) == 0 {
+			break
+		}
+		report = doctorCheck(t, client, doctor.Expect{})
+	}
+	require.Empty(t, doctorFindings(report, doctor.Unknown))
+	require.NotEmpty(t, doctorOf(report, "PER01", doctor.Fail), "a stream without persistence")
+
+	t.Log("and with all rights it only reads")
+	require.NoError(t, doctorDo(t, admin, "ACL", "SETUSER", "default", "nopass").Error()) // for Commands
+	ran := redistest.Commands(t, server, func() { doctorCheck(t, client, doctor.Expect{SampleKeys: 1}) })
+	for _, name := range []string{
+		"acl|getuser", "config|get", "latency|histogram", "scan", "type", "pttl", "xlen", "xinfo|groups", "xpending",
+	} {
+		require.Positive(t, ran[name], name)
+		delete(ran, name)
+	}
+	delete(ran, "acl|whoami") // which was not granted, as the refusals said who asked
+	require.Empty(t, ran)
+}
+
+func TestDoctor_LooksAtAllNodes(t *testing.T) {
+	t.Parallel()
+	t.Run("targets", func(t *testing.T) {
+		t.Parallel()
+		redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+			report := doctorCheck(t, client, doctor.Expect{Uses: doctor.Patterns()})
+			require.Empty(t, doctorFindings(report, doctor.Unknown))
+			nodes := 1
+			if client.Mode() == rueidis.ClientModeCluster {
+				nodes = 3
+				require.NotEmpty(t, doctorOf(report, "CLU01", doctor.OK), report.Findings)
+			}
+			require.Len(t, report.Nodes, nodes)
+			for _, n := range report.Nodes {
+				require.Regexp(t, `^(Redis|Valkey) [78]\.\d`, n.Server)
+				require.Equal(t, "master", n.Role)
+			}
+			require.NotEmpty(t, doctorOf(report, "VER01", doctor.OK))
+			require.Empty(t, doctorOf(report, "VER01", doctor.Fail))
+		})
+	})
+	t.Run("a node of a cluster by itself", func(t *testing.T) {
+		t.Parallel()
+		client := redistest.SharedCluster(t).Client(t, func(o *rueidis.ClientOption) {
+			o.InitAddress, o.ForceSingleClient = o.InitAddress[:1], true
+		})
+		require.Contains(t, doctorOf(doctorCheck(t, client, doctor.Expect{}), "CLU01", doctor.Warn), "a client for one server")
+	})
+	t.Run("cluster with replicas", func(t *testing.T) {
+		t.Parallel()
+		report := doctorCheck(t, redistest.StartCluster(t, 1).Client(t), doctor.Expect{Uses: []doctor.Pattern{doctor.Buffer}, Dial: doctorDial})
+		require.Len(t, report.Nodes, 6)
+		require.Len(t, report.Verdicts, 6*len(doctor.Patterns()))
+		require.Empty(t, doctorFindings(report, doctor.Unknown))
+		require.NotEmpty(t, doctorOf(report, "PER04", doctor.Fail), "no persistence")
+		require.Contains(t, doctorOf(report, "REP02", doctor.Warn), "min-replicas-to-write 0")
+	})
+	t.Run("sentinel", func(t *testing.T) {
+		t.Parallel()
+		sentinel := redistest.StartSentinel(t)
+		client := sentinel.Client(t)
+		report := doctorCheck(t, client, doctor.Expect{})
+		require.Len(t, report.Nodes, 1)
+		require.Contains(t, doctorOf(report, "REP01", doctor.Info), "were not looked at")
+
+		var address string
+		report = doctorCheck(t, client, doctor.Expect{Dial: func(addr string) (rueidis.Client, error) {
+			address = addr
+			return doctorDial(addr)
+		}})
+		require.Len(t, report.Nodes, 2)
+		require.NotEmpty(t, doctorOf(report, "REP01", doctor.OK))
+		require.Empty(t, doctorOf(report, "REP01", doctor.Fail), "it is known to be a replica")
+
+		replica, err := doctorDial(address)
+		require.NoError(t, err)
+		defer replica.Close()
+		require.Contains(t, doctorOf(doctorCheck(t, replica, doctor.Expect{}), "REP01", doctor.Fail), "READONLY")
+	})
+}
+
+func doctorDial(addr string) (rueidis.Client, error) {
+	return rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, ForceSingleClient: true})
+}

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -115,12 +116,10 @@ func Collect(ctx context.Context, client rueidis.Client, expect Expect) (Snapsho
 		clients[n] = c
 		s.Nodes = append(s.Nodes, n)
 	}
-	if client.Mode() != rueidis.ClientModeCluster {
-		found, closeAll := dialReplicas(ctx, clients, expect)
-		defer closeAll()
-		maps.Copy(clients, found)
-		s.Nodes = slices.AppendSeq(s.Nodes, maps.Keys(found))
-	}
+	found, closeAll := dialReplicas(ctx, clients, expect)
+	defer closeAll()
+	maps.Copy(clients, found)
+	s.Nodes = slices.AppendSeq(s.Nodes, maps.Keys(found))
 	var reading sync.WaitGroup
 	for n, c := range clients {
 		reading.Go(func() { n.read(ctx, c, client.Mode() == rueidis.ClientModeCluster, expect) })
@@ -188,7 +187,9 @@ func (n *Node) read(ctx context.Context, c rueidis.Client, isCluster bool, expec
 	if err != nil {
 		n.deny(fromInfo, err)
 	}
-	n.User, _ = do(ctx, c, c.B().AclWhoami().Build()).ToString() // only to say whom to grant what
+	if user, err := do(ctx, c, c.B().AclWhoami().Build()).ToString(); err == nil { // only to say whom to grant what
+		n.User = user
+	}
 	n.readSettings(ctx, c)
 	if isCluster {
 		text, err := do(ctx, c, c.B().ClusterInfo().Build()).ToString()
@@ -303,21 +304,26 @@ func readLatency(ctx context.Context, c rueidis.Client) (map[string]histogram, e
 		if !ok {
 			continue
 		}
-		counts, err := buckets.AsIntMap()
+		h, err := parseHistogram(buckets.String())
 		if err != nil {
 			return nil, err
-		}
-		h := histogram{}
-		for bound, count := range counts {
-			us, err := strconv.ParseInt(bound, 10, 64)
-			if err != nil {
-				return nil, err
-			}
-			h[us] = count
 		}
 		histograms[name] = h
 	}
 	return histograms, nil
+}
+
+// parseHistogram reads a histogram out of a message's JSON: its keys are integers, and rueidis has no method for maps with such.
+func parseHistogram(message string) (histogram, error) {
+	var list struct{ Value []struct{ Value int64 } }
+	if err := json.Unmarshal([]byte(message), &list); err != nil {
+		return nil, err
+	}
+	h := histogram{}
+	for pair := range slices.Chunk(list.Value, 2) {
+		h[pair[0].Value] = pair[len(pair)-1].Value
+	}
+	return h, nil
 }
 
 // upTo returns how many calls took at most us.

@@ -10,6 +10,7 @@ type fields map[string]string
 
 func parseInfo(text string) fields {
 	f := fields{}
+	text = strings.TrimPrefix(text, "txt:") // RESP3's format of a verbatim string
 	for line := range strings.Lines(text) {
 		name, value, ok := strings.Cut(strings.TrimRight(line, "\r\n"), ":")
 		if ok && !strings.HasPrefix(name, "#") {

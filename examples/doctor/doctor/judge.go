@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -94,10 +95,10 @@ func (j *judge) isDenied(from source) bool {
 	switch {
 	case strings.HasPrefix(why, "NOPERM"):
 		user := j.node.User
-		if user == "" {
-			user = "<user>"
+		if _, rest, ok := strings.Cut(why, "User "); user == "" && ok { // which may not ask who it is; Redis 7.0 does not say
+			user, _, _ = strings.Cut(rest, " ")
 		}
-		fix = fmt.Sprintf("ACL SETUSER %s %s", user, from)
+		fix = fmt.Sprintf("ACL SETUSER %s %s", cmp.Or(user, "<user>"), from)
 	case strings.Contains(why, "unknown command"), strings.Contains(why, "ERR"):
 		fix = "this server does not tell: look in your provider's console"
 	}
