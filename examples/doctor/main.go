@@ -147,10 +147,10 @@ func run(ctx context.Context, args []string, out io.Writer) (int, error) {
 
 func code(report doctor.Report, strict bool) int {
 	switch worst := report.Worst(); {
-	case !report.Checked():
-		return exitUnchecked
 	case worst == doctor.Fail:
 		return exitFail
+	case !report.Checked():
+		return exitUnchecked
 	case strict && (worst == doctor.Warn || worst == doctor.Unknown):
 		return exitWarn
 	}
