@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -37,6 +38,23 @@ func TestRun_WithoutAnything(t *testing.T) {
 	out, _, err = alone(t, "-v")
 	require.NoError(t, err)
 	require.Contains(t, out, "OK      MEM01  maxmemory leaves the machine room\n")
+}
+
+// With a redis-server in PATH the program starts it, and where there is none, as on machines with containers alone, it does as above.
+func TestRun_WithWhatIsThere(t *testing.T) {
+	t.Setenv("REDIS_URL", "")
+	what := "What follows is a recording"
+	for _, name := range []string{"redis-server", "valkey-server"} {
+		if _, err := exec.LookPath(name); err == nil {
+			what = "A Redis was started for this"
+		}
+	}
+	var out bytes.Buffer
+	code, err := run(t.Context(), []string{"-interval", "10ms"}, &out)
+	require.NoError(t, err)
+	require.Equal(t, exitOK, code)
+	require.Contains(t, out.String(), what)
+	require.Regexp(t, `FAIL +POL01 lock`, out.String())
 }
 
 func TestRun_Formats(t *testing.T) {

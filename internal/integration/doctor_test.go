@@ -342,7 +342,9 @@ func TestDoctor_FindsWhatIsWrong(t *testing.T) {
 	set := func(args ...string) {
 		require.NoError(t, doctorDo(t, client, args...).Error(), args[0])
 	}
-	room := func(bytes int) { set("CONFIG", "SET", "maxmemory", strconv.Itoa(doctorInfo(t, client, "used_memory")+bytes)) }
+	room := func(bytes int) {
+		set("CONFIG", "SET", "maxmemory", strconv.Itoa(doctorInfo(t, client, "used_memory")+bytes))
+	}
 	n := 0
 	write := func(ctx context.Context) { // refused or not
 		n++
@@ -535,6 +537,23 @@ func TestDoctor_KnowsNotWhatItMayNotRead(t *testing.T) {
 	}
 	require.Empty(t, doctorFindings(report, doctor.Unknown))
 	require.NotEmpty(t, doctorOf(report, "PER01", doctor.Fail), "a stream without persistence")
+
+	t.Log("among many keys it finds the few of another prefix, and streams by their type")
+	many := make([]rueidis.Completed, 0, 5000)
+	for i := range cap(many) {
+		many = append(many, admin.B().Set().Key("scores:"+strconv.Itoa(i)).Value("x").Build())
+	}
+	for _, reply := range admin.DoMulti(t.Context(), many...) {
+		require.NoError(t, reply.Error())
+	}
+	report = doctorCheck(t, client, doctor.Expect{SampleKeys: 1})
+	seen := map[string]doctor.KeySummary{}
+	for _, k := range report.Keys {
+		seen[k.Prefix] = k
+	}
+	require.Equal(t, doctor.KeySummary{Prefix: "lock:", Pattern: doctor.Lock, Sampled: 1}, seen["lock:"])
+	require.Equal(t, doctor.KeySummary{Prefix: "(streams)", Pattern: doctor.Stream, Sampled: 1, NoTTL: 1}, seen["(streams)"])
+	require.Less(t, seen["scores:"].Sampled, 2000)
 
 	t.Log("and with all rights it only reads")
 	require.NoError(t, doctorDo(t, admin, "ACL", "SETUSER", "default", "nopass").Error()) // for Commands

@@ -722,7 +722,7 @@ func checkSeries(j *judge, n *Node) {
 	if most := n.Config["hash-max-listpack-entries"]; n.Config.has("hash-max-listpack-entries") && n.Config.number("hash-max-listpack-entries") < 512 {
 		j.say(Finding{
 			Severity: Info, Pattern: TimeSeries, Observed: "hash-max-listpack-entries " + most, Expected: "at least 512",
-			Why: "hashes with more fields take several times the memory", Fix: "CONFIG SET hash-max-listpack-entries 512 before series are written",
+			Why: "package timeseries makes its hashes as small as that, so that there are more keys; others' take several times the memory", Fix: "CONFIG SET hash-max-listpack-entries 512 before series are written",
 		})
 	}
 }

@@ -24,6 +24,9 @@
 // this library have by default, and Expect.Prefixes. Streams are known by their type. Keys of no known prefix are counted, and KEY01
 // says so: nothing is known then of what may happen to them.
 //
+// Where there are many keys it walks over 50,000 for each prefix at most, and may meet none of a pattern that has few; and keys that were
+// evicted are not met at all. So name what the server is for.
+//
 // # What it cannot see
 //
 // Where a command is not allowed, or a managed service has none, what depends on it is [Unknown], never [OK], with the grant that
