@@ -44,13 +44,11 @@ type group struct {
 
 // groups leaves out what is well, unless all is wanted, and says once what holds for several nodes or, if it could not be read,
 // checks.
-func groups(report doctor.Report, all bool) (list []group, well int) {
+func groups(report doctor.Report, all bool) []group {
+	var list []group
 	for _, f := range report.Findings {
-		if f.Severity == doctor.OK {
-			well++
-			if !all {
-				continue
-			}
+		if f.Severity == doctor.OK && !all {
+			continue
 		}
 		node := f.Node
 		f.Node = ""
@@ -70,7 +68,7 @@ func groups(report doctor.Report, all bool) (list []group, well int) {
 			list[i].nodes = append(list[i].nodes, node)
 		}
 	}
-	return list, well
+	return list
 }
 
 func summary(report doctor.Report) string {
@@ -116,7 +114,7 @@ func writeText(out io.Writer, report doctor.Report, all bool) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	list, _ := groups(report, all)
+	list := groups(report, all)
 	for _, g := range list {
 		if g.Severity == doctor.OK {
 			fmt.Fprintf(&b, "\n%-7s %s  %s", g.Severity, g.ID, g.Observed)
@@ -193,7 +191,7 @@ func writeMarkdown(out io.Writer, report doctor.Report, all bool) error {
 		}
 	}
 	b.WriteString("\n| | check | node | observed | expected | why | fix |\n|---|---|---|---|---|---|---|\n")
-	list, _ := groups(report, all)
+	list := groups(report, all)
 	for _, g := range list {
 		id := g.ID
 		if !strings.Contains(id, " ") {

@@ -114,8 +114,8 @@ func TestRun_Serves(t *testing.T) {
 	defer reader.Close()
 	done := make(chan error, 1)
 	go func() {
+		defer writer.Close()
 		done <- run(ctx, []string{"-listen", "127.0.0.1:0"}, writer)
-		writer.Close()
 	}()
 	url, err := bufio.NewReader(reader).ReadString('\n')
 	require.NoError(t, err)

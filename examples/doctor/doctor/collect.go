@@ -104,7 +104,7 @@ var settings = []string{
 // Collect reads what Judge needs. An error means that nothing was read; what a node refuses is in the snapshot.
 func Collect(ctx context.Context, client rueidis.Client, expect Expect) (Snapshot, error) {
 	if err := expect.setDefaults(); err != nil {
-		return Snapshot{}, fmt.Errorf("doctor: %w", err)
+		return Snapshot{}, err
 	}
 	if client == nil {
 		return Snapshot{}, errors.New("doctor: client is required")

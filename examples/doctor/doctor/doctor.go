@@ -121,25 +121,25 @@ func (e *Expect) setDefaults() error {
 	}
 	switch {
 	case e.Interval < 10*time.Millisecond || e.Interval > 10*time.Minute:
-		return fmt.Errorf("Interval must be between 10ms and 10m, got %v", e.Interval)
+		return fmt.Errorf("doctor: Interval must be between 10ms and 10m, got %v", e.Interval)
 	case e.SampleKeys < 1 || e.SampleKeys > 100_000:
-		return fmt.Errorf("SampleKeys must be between 1 and 100000, got %d", e.SampleKeys)
+		return fmt.Errorf("doctor: SampleKeys must be between 1 and 100000, got %d", e.SampleKeys)
 	case e.Lease < time.Millisecond:
-		return fmt.Errorf("Lease must be at least 1ms, got %v", e.Lease)
+		return fmt.Errorf("doctor: Lease must be at least 1ms, got %v", e.Lease)
 	}
 	for _, p := range e.Uses {
 		if !slices.Contains(Patterns(), p) {
-			return fmt.Errorf("Uses: there is no pattern %q", p)
+			return fmt.Errorf("doctor: Uses: there is no pattern %q", p)
 		}
 	}
 	for prefix, p := range e.Prefixes {
 		if prefix == "" || !slices.Contains(Patterns(), p) {
-			return fmt.Errorf("Prefixes: %q: %q: a prefix must not be empty, and the pattern be one of %v", prefix, p, Patterns())
+			return fmt.Errorf("doctor: Prefixes: %q: %q: a prefix must not be empty, and the pattern be one of %v", prefix, p, Patterns())
 		}
 	}
 	for _, id := range e.Skip {
 		if !slices.ContainsFunc(checks, func(c check) bool { return c.id == id }) {
-			return fmt.Errorf("Skip: there is no check %q", id)
+			return fmt.Errorf("doctor: Skip: there is no check %q", id)
 		}
 	}
 	return nil

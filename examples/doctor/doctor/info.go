@@ -48,14 +48,3 @@ func (f fields) part(name, part string) float64 {
 	}
 	return 0
 }
-
-// sum adds up a part of all fields whose names begin with prefix.
-func (f fields) sum(prefix, part string) float64 {
-	var total float64
-	for name := range f {
-		if strings.HasPrefix(name, prefix) {
-			total += f.part(name, part)
-		}
-	}
-	return total
-}

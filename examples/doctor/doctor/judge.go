@@ -41,7 +41,7 @@ type judge struct {
 // Judge says what to think of a snapshot.
 func Judge(s Snapshot, expect Expect) (Report, error) {
 	if err := expect.setDefaults(); err != nil {
-		return Report{}, fmt.Errorf("doctor: %w", err)
+		return Report{}, err
 	}
 	j := judge{Snapshot: s, used: s.used(expect.Uses)}
 	j.report.Keys = s.keys()

@@ -71,6 +71,3 @@ func isStreams(key, kind string) bool {
 func (p Pattern) hasTTL() bool {
 	return p == Cache || p == Lock || p == RateLimit || p == TimeSeries
 }
-
-// keeps reports whether a pattern's data is the only copy.
-func (p Pattern) keeps() bool { return p == Buffer || p == Stream || p == TimeSeries }
