@@ -633,16 +633,19 @@ func TestDoctor_LooksAtAllNodes(t *testing.T) {
 		t.Parallel()
 		sentinel := redistest.StartSentinel(t)
 		client := sentinel.Client(t)
+		require.NoError(t, doctorDo(t, client, "SET", "lock:{job}", "x", "EX", "100").Error())
 		report := doctorCheck(t, client, doctor.Expect{})
 		require.Len(t, report.Nodes, 1)
 		require.Contains(t, doctorOf(report, "REP01", doctor.Info), "were not looked at")
 
 		var address string
-		report = doctorCheck(t, client, doctor.Expect{Dial: func(addr string) (rueidis.Client, error) {
+		report = doctorUntil(t, client, doctor.Expect{Dial: func(addr string) (rueidis.Client, error) {
 			address = addr
 			return doctorDial(addr)
-		}})
-		require.Len(t, report.Nodes, 2)
+		}}, func(report doctor.Report) bool {
+			return len(report.Nodes) == 2 && report.Nodes[0].Keys+report.Nodes[1].Keys == 2 // each has it
+		})
+		require.Equal(t, []doctor.KeySummary{{Prefix: "lock:", Pattern: doctor.Lock, Sampled: 1, All: true}}, report.Keys, "and it was looked at once")
 		require.NotEmpty(t, doctorOf(report, "REP01", doctor.OK))
 		require.Empty(t, doctorOf(report, "REP01", doctor.Fail), "it is known to be a replica")
 
