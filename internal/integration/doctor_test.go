@@ -549,8 +549,9 @@ func TestDoctor_KnowsNotWhatItMayNotRead(t *testing.T) {
 		granted := map[string]bool{}
 		for _, f := range report.Findings {
 			if f.Severity == doctor.Unknown && !granted[f.Fix] {
-				require.Regexp(t, `^ACL SETUSER me `, f.Fix, f)
-				require.NoError(t, doctorDo(t, admin, strings.Fields(f.Fix)...).Error(), f.Fix)
+				require.Regexp(t, `^ACL SETUSER (me|<user>) `, f.Fix, f)
+				grant := strings.Replace(f.Fix, "<user>", "me", 1) // Redis 7.0 does not say who asked
+				require.NoError(t, doctorDo(t, admin, strings.Fields(grant)...).Error(), grant)
 				granted[f.Fix] = true
 			}
 		}
