@@ -57,7 +57,7 @@ const nothingDone = 0
 // acquireFirst is acquire for a token that Redis does not know yet.
 func (l *Locker) acquireFirst(ctx context.Context, keys *lockKeys, token, mode string) (answer, error) {
 	if l.beginTrip() {
-		defer l.endTrip()
+		defer l.endTrip() //nolint:contextcheck // who goes next has not come with this ctx
 		return l.acquire(ctx, keys, token, mode)
 	}
 	fence, sent, err := l.together(ctx, keys, token, "")
@@ -70,7 +70,7 @@ func (l *Locker) acquireFirst(ctx context.Context, keys *lockKeys, token, mode s
 // releaseHeld is release for a token that has the lock, as far as is known.
 func (l *Locker) releaseHeld(ctx context.Context, keys *lockKeys, token string, used int64) (int64, error) {
 	if l.beginTrip() {
-		defer l.endTrip()
+		defer l.endTrip() //nolint:contextcheck // who goes next has not come with this ctx
 		return l.release(ctx, keys, token, used)
 	}
 	found, _, err := l.together(ctx, keys, token, strconv.FormatInt(used, 10))
@@ -106,7 +106,7 @@ func (l *Locker) together(ctx context.Context, keys *lockKeys, token, used strin
 	}
 	g.mu.Unlock()
 	if goes {
-		l.endTrip()
+		l.endTrip() //nolint:contextcheck // who goes next has not come with this ctx
 	}
 	bound, cancel := l.patience.Bound(ctx, sinceEpoch())
 	defer cancel()
