@@ -130,7 +130,13 @@ func (d *dataset) classOf(i int) int { return d.turns[i%len(d.turns)] }
 func (d *dataset) key(i int) string { return d.name(d.classOf(i), i) }
 
 func (d *dataset) name(class, i int) string {
-	return d.prefix + d.classes[class].Name + ":" + strconv.Itoa(i)
+	return d.prefix + d.classes[class].Name + ":" + digits(i)
+}
+
+// digits writes a number with ten digits, so that all keys have one length and a dataset grows evenly.
+func digits(i int) string {
+	s := strconv.Itoa(i)
+	return "0000000000"[min(len(s), 10):] + s
 }
 
 // pick returns the number of one of a class' keys, by the distribution.

@@ -5,14 +5,28 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// checkpointAt are the parts of the dataset after which memory is read: at different places between two powers of two, so
-// that what tables take can be told from what keys take.
-var checkpointAt = []float64{1. / 16, 3. / 32, 1. / 8, 3. / 16, 1. / 4, 3. / 8, 1. / 2, 5. / 8, 3. / 4, 7. / 8, 1}
+// checkpointsOf returns after how many keys to read the memory: at several places between a power of two and the next, so
+// that what tables take can be told from what keys take, and where Redis has done with moving the keys to the larger table.
+func checkpointsOf(keys, primaries int) (all []int) {
+	unit := float64(max(primaries, 1))
+	for unit < float64(keys)/32 {
+		unit *= 2
+	}
+	for ; unit <= float64(keys); unit *= 2 {
+		for _, phase := range []float64{0.82, 0.91, 1} {
+			all = append(all, int(phase*unit))
+		}
+	}
+	all = append(all, keys)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
 
 // progress is how far the loading is.
 type progress struct {
@@ -51,11 +65,7 @@ func preload(ctx context.Context, t *target, w *workload, d *dataset, batch int,
 		}
 	}
 	from := 0
-	for _, part := range checkpointAt {
-		to := int(part * float64(d.keys))
-		if to <= from {
-			continue
-		}
+	for _, to := range checkpointsOf(d.keys, len(before)) {
 		if err := fillPart(ctx, w, from, to, batch, perSecond, begin, &done, func() { show(false) }); err != nil {
 			return p, fmt.Errorf("preload: after %s of %s keys: %s: %w", count(float64(done.Load())), count(float64(d.keys)), classify(err), err)
 		}
@@ -64,27 +74,56 @@ func preload(ctx context.Context, t *target, w *workload, d *dataset, batch int,
 		if err != nil {
 			continue
 		}
-		c := checkpoint{Numbers: to}
 		used = all.sum("used_memory")
-		for _, i := range all {
-			if k := i.keys(); k != nil {
-				c.Keys = append(c.Keys, *k)
-			}
-		}
-		if used != nil && len(c.Keys) == len(all) {
-			c.Used = *used
+		if c, ok := checkpointOf(to, all); ok {
 			p.Checkpoints = append(p.Checkpoints, c)
 		}
 	}
 	p.Seconds = time.Since(begin).Seconds()
-	p.After = used
 	show(true)
+	p.After = t.settled(ctx)
 	// Tables double at different times on different nodes, and a dataset of a few thousand keys is lost in the noise.
 	if m, err := fit(p.Checkpoints, w.copies); err == nil && d.keys >= 1000 {
 		p.Model = &m
 	}
 	p.MemoryUsage = memoryUsage(ctx, t, d)
 	return p, nil
+}
+
+// checkpointOf makes a checkpoint, without what the old tables take while keys are moved to larger ones, if the servers
+// tell it.
+func checkpointOf(numbers int, all infos) (checkpoint, bool) {
+	used := all.sum("used_memory")
+	if used == nil {
+		return checkpoint{}, false
+	}
+	c := checkpoint{Numbers: numbers, Used: *used}
+	if moving := all.sum("mem_overhead_db_hashtable_rehashing"); moving != nil {
+		c.Used -= *moving
+		c.Calm = true
+	}
+	for _, i := range all {
+		k := i.keys()
+		if k == nil {
+			return c, false
+		}
+		c.Keys = append(c.Keys, *k)
+	}
+	return c, true
+}
+
+// settled returns used_memory once the servers have done with moving keys to larger tables, or after three seconds.
+func (t *target) settled(ctx context.Context) figure {
+	for begin := time.Now(); ; wait(ctx, 100*time.Millisecond) {
+		_, all, err := t.primaries(ctx)
+		if err != nil {
+			return nil
+		}
+		moving := all.sum("mem_overhead_db_hashtable_rehashing")
+		if moving == nil || *moving == 0 || time.Since(begin) > 3*time.Second || ctx.Err() != nil {
+			return all.sum("used_memory")
+		}
+	}
 }
 
 // preloaders is how many pipelines are under way while loading.

@@ -72,7 +72,7 @@ const batchWidth = 10
 func cacheScenario(e *environment) (*workload, error) {
 	largest := slices.MaxFunc(e.data.classes, func(a, b class) int { return a.Size - b.Size }).Size
 	c, err := cache.New(e.client, e.prefix()+"cache", cache.Options[int, string]{
-		TTL: e.ttl, Jitter: e.jitter, Codec: cache.String(), MaxBytes: max(largest, 1<<20), OpTimeout: e.callLimit, FailClosed: true,
+		TTL: e.ttl, Jitter: e.jitter, Codec: cache.String(), Key: digits, MaxBytes: max(largest, 1<<20), OpTimeout: e.callLimit, FailClosed: true,
 	})
 	if err != nil {
 		return nil, err

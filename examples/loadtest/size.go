@@ -18,10 +18,11 @@ type checkpoint struct {
 	Numbers int       `json:"numbers"` // keys of the dataset that are loaded
 	Keys    []float64 `json:"keys"`    // of each primary, all that it has
 	Used    float64   `json:"used"`    // bytes, of all primaries together
+	Calm    bool      `json:"calm"`    // what tables that are being doubled take besides is known, and not in Used
 }
 
 // model is what memory is made of: Base + PerKey·keys + PerSlot·slots, where slots are those of hash tables that double when
-// they are full, PerBucket keys to a bucket. PerBucket is 1 in Redis and around 7 in Valkey 8.1; it, too, is found by the fit.
+// they are full, PerBucket keys to a bucket: 1 in Redis, 7 in Valkey 8.1. Which of them it is is found by the fit.
 type model struct {
 	Base      float64 `json:"base"`
 	PerKey    float64 `json:"per_key"`
@@ -45,9 +46,10 @@ func fit(points []checkpoint, copies int) (model, error) {
 	if len(points) < 3 {
 		return model{}, errors.New("too few checkpoints")
 	}
+	points = calm(points)
 	var best model
 	bestError := math.Inf(1)
-	for _, perBucket := range []float64{0, 1, 6.4, 7} {
+	for _, perBucket := range []float64{0, 1, 7} {
 		if perBucket > 0 && len(points) < 6 {
 			continue
 		}
@@ -95,6 +97,24 @@ func fit(points []checkpoint, copies int) (model, error) {
 		return model{}, errors.New("memory did not grow with the keys: is somebody else using the server?")
 	}
 	return best, nil
+}
+
+// calm leaves out checkpoints at which keys were being moved to a larger table, and the old one was still there. Where the
+// server does not tell (Redis 7.0), these are the first three fifths between two powers of two.
+func calm(points []checkpoint) (kept []checkpoint) {
+	for _, p := range points {
+		busy := false
+		for _, k := range p.Keys {
+			busy = busy || k > 0 && slots(k, 1)/k > 1.24
+		}
+		if p.Calm || !busy {
+			kept = append(kept, p)
+		}
+	}
+	if len(kept) < 3 {
+		return points
+	}
+	return kept
 }
 
 // leastSquares solves the normal equations by Gauss-Jordan elimination, with columns scaled to 1.
