@@ -151,6 +151,9 @@ func (c chart) draw(points []point, end float64) template.HTML {
 		note := ""
 		if !found {
 			note = " (unknown)"
+			if l.key == "maxmemory" && len(points) > 0 && points[0].Max != nil {
+				note = " (not set)"
+			}
 		} else {
 			seen++
 		}
@@ -203,7 +206,7 @@ func (c chart) draw(points []point, end float64) template.HTML {
 	}
 	b.WriteString("<div class=grid>")
 	labels(false)
-	fmt.Fprintf(&b, `<div class=box><svg class=plot viewBox="0 0 %g %g" preserveAspectRatio="none" role="img"><title>%s</title>`, plotWidth, plotHeight, template.HTMLEscapeString(c.title))
+	fmt.Fprintf(&b, `<div class=box><svg class="plot" viewBox="0 0 %g %g" preserveAspectRatio="none" role="img"><title>%s</title>`, plotWidth, plotHeight, template.HTMLEscapeString(c.title))
 	for _, part := range []float64{0, 0.25, 0.5, 0.75, 1} {
 		fmt.Fprintf(&b, `<path class="rule" d="M0 %gH%g"/>`, part*plotHeight, plotWidth)
 	}

@@ -178,8 +178,8 @@ func parseRun(command string, args []string, errOut io.Writer) (*config, error) 
 	number("preload-rate", preloadRate, 0, maxRate, &c.preloadRate)
 	parse("size options", func() error { return c.sizing.to(&c.size) })
 	if command == "run" {
-		if err == nil {
-			err = c.parseLoad(rate, users, ramp, stages, number, parse)
+		if e := c.parseLoad(rate, users, ramp, stages, number, parse); err == nil {
+			err = e
 		}
 		if failOn != "" {
 			parse("fail-on", func() (err error) { c.failOn, err = parseConditions(failOn); return err })

@@ -29,11 +29,11 @@ type session struct {
 }
 
 // open connects, and refuses what must not be done.
-func open(ctx context.Context, c *config, out io.Writer) (s *session, err error) {
+func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error) {
 	if host := c.remote(); host != "" && !c.safety.yes {
 		return nil, usage("%s is not this machine: with --yes it is loaded all the same", host)
 	}
-	s = &session{c: c, out: out, screen: newScreen(out, c.live)}
+	s := &session{c: c, out: out, screen: newScreen(out, c.live)}
 	s.env = &environment{
 		data: newDataset(c.prefix, c.keys, c.classes, c.dist, c.compressible), ttl: c.ttl, jitter: c.jitter,
 		csc: c.csc, raw: c.raw, callLimit: c.timeout,
@@ -202,7 +202,7 @@ func (s *session) measure(ctx context.Context, sched schedule, warmup time.Durat
 	looking, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	last := s.sampler.fresh(looking)
-	m.tick()
+	m.tick(true)
 	r := s.report
 	r.Started = e.begin.Add(warmup)
 	r.Seconds = e.measured().Seconds()
@@ -359,7 +359,7 @@ func (m *monitor) run(ctx context.Context, every time.Duration) {
 	for {
 		select {
 		case <-tick.C:
-			m.tick()
+			m.tick(false)
 			m.show()
 		case <-ctx.Done():
 			return
@@ -368,11 +368,15 @@ func (m *monitor) run(ctx context.Context, every time.Duration) {
 }
 
 // tick makes a point of what happened since the last one.
-func (m *monitor) tick() {
-	interval, lag := m.e.rec.collect()
+func (m *monitor) tick(last bool) {
 	now := time.Now()
+	t := now.Sub(m.e.begin) - m.e.warmup
+	if !last && t > 0 && t < m.s.c.sample/2 {
+		return // so little is left to the next point
+	}
+	interval, lag := m.e.rec.collect()
 	d := now.Sub(m.last).Seconds()
-	p := point{T: now.Sub(m.e.begin).Seconds() - m.e.warmup.Seconds(), Lag: micros(lag), Inflight: float64(m.e.inflight.Load())}
+	p := point{T: t.Seconds(), Lag: micros(lag), Inflight: float64(m.e.inflight.Load())}
 	own, ok := ownCPU()
 	if ok && m.ownKnown {
 		p.Own = known(100 * (own - m.own).Seconds() / d / float64(runtime.GOMAXPROCS(0)))

@@ -311,7 +311,7 @@ func sizeOf(r *report, o sizeOptions) sizing {
 		add("dataset of "+count(keys)+" keys", size(data), "empty server + bytes per key × keys")
 		need = data + movingBytes
 		if moving > 0 {
-			add("their memory", size(movingBytes), "estimated from their sizes")
+			add("memory of short-lived keys", size(movingBytes), "estimated from their sizes")
 		}
 		spike := m.spike(keys+moving, primaries)
 		add("while a table doubles", size(spike), "the old tables are kept until all is moved")
