@@ -96,7 +96,7 @@ func TestEngine_ClosedLoopHardlySeesAStall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{from: time.Now().Add(2 * time.Second), to: time.Now().Add(3 * time.Second)}
-		_, c := runEngine(t, s, steady(10, 10*time.Second), func(e *engine) { e.closed = true })
+		_, c := runEngine(t, s, steady(4, 6*time.Second), func(e *engine) { e.closed = true })
 		require.Less(t, c.response.quantile(99), 2000.0, "which is why the report warns of it")
 		require.InDelta(t, float64(time.Second), float64(c.response.max), float64(2*time.Millisecond))
 	})

@@ -145,7 +145,7 @@ func (e *environment) operations(spec operationSpec) ([]operation, error) {
 		}
 	}
 	if len(classes) == 0 {
-		return nil, fmt.Errorf("there is no class of values %q", spec.class)
+		return nil, usage("--op: there is no class of values %q", spec.class)
 	}
 	switch spec.kind {
 	case "ping":
