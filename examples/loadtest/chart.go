@@ -100,8 +100,18 @@ func thin(points []point, n int) []point {
 		for _, o := range part {
 			p.RPS, p.Errors, p.Lag, p.Inflight = min(p.RPS, o.RPS), max(p.Errors, o.Errors), max(p.Lag, o.Lag), max(p.Inflight, o.Inflight)
 			for _, f := range []struct{ to, from *figure }{
-				{&p.P50, &o.P50}, {&p.P95, &o.P95}, {&p.P99, &o.P99}, {&p.P999, &o.P999}, {&p.Used, &o.Used}, {&p.Evicted, &o.Evicted},
-				{&p.Expired, &o.Expired}, {&p.OOM, &o.OOM}, {&p.CPU, &o.CPU}, {&p.NetIn, &o.NetIn}, {&p.NetOut, &o.NetOut}, {&p.GCPause, &o.GCPause},
+				{&p.P50, &o.P50},
+				{&p.P95, &o.P95},
+				{&p.P99, &o.P99},
+				{&p.P999, &o.P999},
+				{&p.Used, &o.Used},
+				{&p.Evicted, &o.Evicted},
+				{&p.Expired, &o.Expired},
+				{&p.OOM, &o.OOM},
+				{&p.CPU, &o.CPU},
+				{&p.NetIn, &o.NetIn},
+				{&p.NetOut, &o.NetOut},
+				{&p.GCPause, &o.GCPause},
 			} {
 				*f.to = larger(*f.to, *f.from)
 			}

@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (code int, e
 }
 
 // demonstration is small enough for a miniredis and a few seconds.
-var demonstration = []string{"--keys", "20k", "--rate", "2000", "--warmup", "1s", "--duration", "6s"}
+var demonstration = []string{"--keys", "20k", "--rate", "1000", "--warmup", "1s", "--duration", "6s"}
 
 func runLoad(ctx context.Context, args []string, demo bool, out, errOut io.Writer) (code int, err error) {
 	if demo {
@@ -142,7 +142,7 @@ func runLoad(ctx context.Context, args []string, demo bool, out, errOut io.Write
 	switch {
 	case r.Interrupted || ctx.Err() != nil:
 		return exitInterrupted, nil
-	case r.Load.Saturated != "":
+	case r.Load.Saturated != "" && !demo: // a demonstration has shown what it can
 		return exitSaturated, nil
 	case failed:
 		return exitGate, nil

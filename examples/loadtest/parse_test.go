@@ -13,8 +13,11 @@ func TestParse_Conditions(t *testing.T) {
 	all, err := parseConditions("p99>5ms, errors>0.1%,hit<95%,evicted>0,rps<20k")
 	require.NoError(t, err)
 	require.Equal(t, []condition{
-		{"p99", ">", 5000, "p99>5ms"}, {"errors", ">", 0.1, "errors>0.1%"}, {"hit", "<", 95, "hit<95%"},
-		{"evicted", ">", 0, "evicted>0"}, {"rps", "<", 20_000, "rps<20k"},
+		{"p99", ">", 5000, "p99>5ms"},
+		{"errors", ">", 0.1, "errors>0.1%"},
+		{"hit", "<", 95, "hit<95%"},
+		{"evicted", ">", 0, "evicted>0"},
+		{"rps", "<", 20_000, "rps<20k"},
 	}, all)
 	require.True(t, all[0].holds(5001))
 	require.False(t, all[0].holds(5000))

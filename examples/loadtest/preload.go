@@ -39,7 +39,7 @@ func (p progress) String() string {
 	perSecond := float64(p.done) / max(p.took.Seconds(), 1e-9)
 	eta := "unknown"
 	if p.done > 0 {
-		eta = (time.Duration(float64(p.keys-p.done) / perSecond * float64(time.Second))).Round(time.Second / 10).String()
+		eta = time.Duration(float64(p.keys-p.done) / perSecond * float64(time.Second)).Round(time.Second / 10).String()
 	}
 	used := "unknown"
 	if p.used != nil {

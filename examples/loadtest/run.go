@@ -344,7 +344,8 @@ type monitor struct {
 	e        *engine
 	points   []point
 	last     time.Time
-	sampled  *sample // the one that the last point was made with
+	before   *sample // the last two
+	sampled  *sample
 	own      time.Duration
 	ownKnown bool
 	gcs      int64
@@ -383,12 +384,11 @@ func (m *monitor) tick(last bool) {
 	}
 	m.own, m.last = own, now
 	p.GCPause = m.gcPause()
-	next := m.s.sampler.last.Load()
-	if next != nil && m.sampled != nil && next.at.After(m.sampled.at) && now.Sub(next.at) < 2*m.s.c.sample+time.Second {
-		p.serverFigures(m.sampled, next)
+	if next := m.s.sampler.last.Load(); next != nil && (m.sampled == nil || next.at.After(m.sampled.at)) {
+		m.before, m.sampled = m.sampled, next
 	}
-	if next != nil {
-		m.sampled = next
+	if m.before != nil && now.Sub(m.sampled.at) < 2*m.s.c.sample { // else the server does not answer: a gap
+		p.serverFigures(m.before, m.sampled)
 	}
 	if p.T <= 0 || d < 0.05 { // warming up, or the end just after a point
 		return
