@@ -69,7 +69,6 @@ type config struct {
 	hgrm   string
 	sample time.Duration
 	failOn []condition
-	demo   bool
 	size   sizeOptions
 	sizing sizingFlags
 	safety safety

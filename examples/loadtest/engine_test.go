@@ -334,3 +334,14 @@ func TestRecorder_LosesNothing(t *testing.T) {
 	require.EqualValues(t, 600, rows[0].failures())
 	require.EqualValues(t, 3000, rows[0].response.count())
 }
+
+func TestEngine_IsSaturatedWhenRequestsBeginLate(t *testing.T) {
+	t.Parallel()
+	e := newEngine([]operation{{name: "op", weight: 1}}, steady(10, time.Second))
+	e.end = time.Second
+	e.inTime.Store(10)
+	e.rec.maxLag = maxLag
+	require.Empty(t, e.saturated())
+	e.rec.maxLag++
+	require.Contains(t, e.saturated(), "late")
+}

@@ -85,7 +85,7 @@ func (s *session) findKnee(ctx context.Context) error {
 	err := k.find(s.c.kneeFrom, func(rate float64) (kneeStep, error) {
 		warmup := s.c.kneeStep / 5
 		s.report.Series = nil
-		if _, err := s.measure(ctx, schedule{{s.c.kneeStep + warmup, rate, rate}}, warmup); err != nil {
+		if err := s.measure(ctx, schedule{{s.c.kneeStep + warmup, rate, rate}}, warmup); err != nil {
 			return kneeStep{}, err
 		}
 		if ctx.Err() != nil {

@@ -124,7 +124,7 @@ func runLoad(ctx context.Context, args []string, demo bool, out, errOut io.Write
 	if c.knee != nil {
 		err = s.findKnee(ctx)
 	} else {
-		_, err = s.measure(ctx, c.schedule, c.warmup)
+		err = s.measure(ctx, c.schedule, c.warmup)
 	}
 	stop()
 	<-sampled

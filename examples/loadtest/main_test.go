@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -315,7 +314,7 @@ func TestPage_SendsWhatHappens(t *testing.T) {
 	p.show(r, "run 00:01/00:02")
 	fragment := next()
 	require.Contains(t, fragment, "get(&lt;claims&gt;)")
-	require.Regexp(t, regexp.MustCompile(`data-key="rps" d="M100`), fragment)
+	require.Regexp(t, `data-key="rps" d="M100`, fragment)
 	p.show(r, "ended")
 	require.Contains(t, next(), "data-ended")
 	p.close()

@@ -177,7 +177,7 @@ func (s *session) load(ctx context.Context) (err error) {
 }
 
 // measure runs the load once and fills in the report.
-func (s *session) measure(ctx context.Context, sched schedule, warmup time.Duration) (*engine, error) {
+func (s *session) measure(ctx context.Context, sched schedule, warmup time.Duration) error {
 	e := newEngine(s.w.operations, sched)
 	e.closed, e.think, e.poisson, e.maxInflight, e.timeout, e.warmup = s.c.closed, s.c.think, s.c.poisson, s.c.maxInflight, s.c.timeout, warmup
 	m := &monitor{s: s, e: e}
@@ -229,7 +229,7 @@ func (s *session) measure(ctx context.Context, sched schedule, warmup time.Durat
 	if last != nil {
 		r.Memory, r.MaxMemory, r.Clients = last.infos.sum("used_memory"), last.infos.sum("maxmemory"), last.infos.sum("connected_clients")
 	}
-	return e, s.fill(e, before, s.t.serverLatency(looking))
+	return s.fill(e, before, s.t.serverLatency(looking))
 }
 
 // fill makes the rows of the report.

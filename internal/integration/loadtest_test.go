@@ -311,7 +311,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 	t.Run("unix", func(t *testing.T) {
 		t.Parallel()
 		server := redistest.Shared(t)
-		dir, err := os.MkdirTemp("", "lt") // short: the path of a socket has a bound
+		dir, err := os.MkdirTemp("", "lt") //nolint:usetesting // short: the path of a socket has a bound
 		require.NoError(t, err)
 		defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder
 		l, err := net.Listen("unix", filepath.Join(dir, "s"))
