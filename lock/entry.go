@@ -192,9 +192,9 @@ func (l *Locker) first(ctx context.Context, e *entry, try bool) (*Lock, error) {
 		l.mu.Unlock()
 		return l.ready(ctx, lk)
 	}
-	if err != nil && ctx.Err() != nil && e.calls.first == nil {
-		l.forget(e)
+	if err != nil && ctx.Err() != nil {
 		l.giveUp(e.keys, a.token, 0, true, 0)
+		l.restart(e) // with another token: this one is given up
 		l.mu.Unlock()
 		return nil, fmt.Errorf("lock: acquire: %w", ctx.Err())
 	}

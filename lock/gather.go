@@ -3,18 +3,21 @@ package lock
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/redis/rueidis"
 
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
 // Locks that are free are taken and released together where there are many at a time: maxTrips round trips are under way,
 // and what comes meanwhile gathers for the next one, or fills one, which costs Redis, and rueidis, less than each by itself.
-// Nobody waits for a timer, and while there are few, each goes by itself. Not so in a cluster, where a script has keys of
-// one slot.
+// Nobody waits for a timer, and while there are few, each goes by itself, as does one that none of those under way has made
+// room for in an eighth of the time for a command. Not so in a cluster, where a script has keys of one slot.
 const (
 	maxTrips    = 4
 	maxGathered = 64 // in one round trip
@@ -31,12 +34,21 @@ type gather struct {
 type request struct {
 	keys        *lockKeys
 	token, used string        // used is the highest fence, or empty to take the lock
-	gone        bool          // whoever made it has not waited until it was sent; the gather's mu
+	state       requestState  // the gather's mu
 	sent        time.Duration // since epoch
 	result      int64         // the fence of a lock that was taken, or released, or nothingDone
 	err         error
 	done        chan struct{} // gets one value
 }
+
+type requestState int8
+
+const (
+	gathering requestState = iota
+	taken                  // by a round trip, which answers it
+	gone                   // whoever made it does not wait for the answer
+	answered               // or about to be
+)
 
 var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
 
@@ -96,20 +108,42 @@ func (l *Locker) together(ctx context.Context, keys *lockKeys, token, used strin
 	if goes {
 		l.endTrip()
 	}
-	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	bound, cancel := l.patience.Bound(ctx, sinceEpoch())
 	defer cancel()
 	select {
 	case <-r.done:
-		result, sent, err = r.result, r.sent, r.err
-		*r = request{done: r.done}
-		requests.Put(r)
-		return result, sent, err
-	case <-ctx.Done():
-		g.mu.Lock()
-		r.gone = true
+		return r.answer()
+	case <-bound.Done():
+	}
+	g.mu.Lock()
+	if r.state == gathering { // those who are under way hang: it has a better chance alone
+		r.state = gone
 		g.mu.Unlock()
 		return nothingDone, 0, ctx.Err()
 	}
+	g.mu.Unlock()
+	select {
+	case <-r.done: // within the time for one command
+		return r.answer()
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	if r.state == answered {
+		g.mu.Unlock()
+		<-r.done
+		return r.answer()
+	}
+	r.state = gone
+	g.mu.Unlock()
+	return nothingDone, 0, ctx.Err()
+}
+
+// answer returns what became of a request, which is then used again.
+func (r *request) answer() (result int64, sent time.Duration, err error) {
+	result, sent, err = r.result, r.sent, r.err
+	*r = request{done: r.done}
+	requests.Put(r)
+	return result, sent, err
 }
 
 // endTrip ends a round trip: those who wait get the next one.
@@ -124,6 +158,12 @@ func (l *Locker) beginNext(rs []*request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.spawn(func() {
+		defer func() {
+			if len(rs) > 0 { // a wrapped client panicked, or called runtime.Goexit
+				l.answer(rs, nil, 0, fmt.Errorf("client: %v", recover()))
+				l.endTrip()
+			}
+		}()
 		for ; len(rs) > 0; rs = l.gather.next() {
 			l.sendTogether(rs)
 		}
@@ -136,8 +176,9 @@ func (g *gather) next() []*request {
 	defer g.mu.Unlock()
 	var rs []*request
 	for len(rs) < maxGathered && len(g.waiting) > 0 {
-		if !g.waiting[0].gone {
-			rs = append(rs, g.waiting[0])
+		if r := g.waiting[0]; r.state == gathering {
+			r.state = taken
+			rs = append(rs, r)
 		}
 		g.waiting = g.waiting[1:]
 	}
@@ -161,11 +202,27 @@ func (l *Locker) sendTogether(rs []*request) {
 	ctx, cancel := l.deadlines.Bound(l.stop, sent)
 	defer cancel()
 	results, err := script.Do(ctx, l.client, script.Call{Script: gatheredScript, Keys: keys, Args: args}).AsIntSlice()
+	if _, refused := rueidis.IsRedisErr(err); refused {
+		results, err = make([]int64, len(rs)), nil // by one, perhaps: each finds out by itself
+	}
+	l.answer(rs, results, sent, err)
+}
+
+func (l *Locker) answer(rs []*request, results []int64, sent time.Duration, err error) {
 	for i, r := range rs {
 		r.sent, r.err = sent, err
 		if err == nil {
 			r.result = results[i]
 		}
+		l.gather.mu.Lock()
+		left := r.state == gone
+		r.state = answered
+		l.gather.mu.Unlock()
 		r.done <- struct{}{}
+		if left && r.used == "" && (err != nil || r.result != nothingDone) {
+			l.mu.Lock()
+			l.giveUp(*r.keys, r.token, 0, err != nil, 0)
+			l.mu.Unlock()
+		}
 	}
 }

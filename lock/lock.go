@@ -96,6 +96,7 @@ type Locker struct {
 	id        string
 	cluster   bool
 	deadlines *deadline.Shared
+	patience  *deadline.Shared
 	args      arguments
 	gather    gather
 
@@ -135,6 +136,7 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 		id:        rand.Text(),
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opTimeout(opts.TTL)),
+		patience:  deadline.New(opTimeout(opts.TTL) / 8),
 		args: arguments{
 			ttl:    millis(opts.TTL),
 			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(min(opts.TTL, claimWindow)),

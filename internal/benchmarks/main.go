@@ -63,7 +63,10 @@ var suites = []suite{
 	{"buffer", bufferCases},
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
+	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
+	{"stream", streamCases},
+	{"featurestore", featurestoreCases},
 }
 
 func run(ctx context.Context, p plan) error {

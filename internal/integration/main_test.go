@@ -29,9 +29,12 @@ func TestMain(m *testing.M) {
 
 // children are what this test binary can do as another process, which tests may kill and stop.
 var children = map[string]func() error{
-	"buffer": bufferChild,
-	"cache":  cacheChild,
-	"lock":   lockChild,
+	"buffer":       bufferChild,
+	"cache":        cacheChild,
+	"featurestore": featurestoreChild,
+	"lock":         lockChild,
+	"stream":       streamChild,
+	"timeseries":   timeseriesChild,
 }
 
 // child returns a process that runs one of children, killed at the end of the test if it still runs by then.

@@ -1,0 +1,254 @@
+package featurestore
+
+import (
+	"errors"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// fieldsCodec has a field per feature. The field _ts:view has the event time in microseconds and, if this package wrote the row, a
+// space, the schema's fingerprint and, if there are any, another space and the names of features that are null.
+type fieldsCodec struct{ *schema }
+
+func (c *fieldsCodec) timeField() string { return "_ts:" + c.view }
+
+func (c *fieldsCodec) fields(features []int) []string {
+	names := make([]string, 0, len(features)+1)
+	for _, i := range features {
+		names = append(names, c.features[i].name)
+	}
+	return append(names, c.timeField())
+}
+
+func (c *fieldsCodec) all() []string {
+	names := make([]string, 0, len(c.features)+1)
+	for i := range c.features {
+		names = append(names, c.features[i].name)
+	}
+	return append(names, c.timeField())
+}
+
+func (c *fieldsCodec) decode(features []int, reply []rueidis.RedisMessage, r *row) error {
+	var nulls string
+	own := true
+	if stamp, ok := text(&reply[len(features)]); ok {
+		r.found = true
+		var mark string
+		stamp, mark, _ = strings.Cut(stamp, " ")
+		mark, nulls, _ = strings.Cut(mark, " ")
+		own = mark == "" || mark == markOf(c.fingerprint)
+		at, err := strconv.ParseInt(stamp, 10, 64)
+		if err != nil || at < 0 || at > maxMicros {
+			return ErrCorrupt
+		}
+		r.at = at
+	}
+	for n, i := range features {
+		f := &c.features[i]
+		value, ok := text(&reply[n])
+		if !ok {
+			r.states[i] = Absent
+			if nulls != "" && hasName(nulls, f.name) {
+				r.states[i] = Null
+			}
+			continue
+		}
+		r.found = true
+		r.states[i] = Set
+		var d datum
+		var err error
+		if f.class == classVector {
+			err = f.parseVector(r, value)
+		} else if d, err = f.parseText(value); err == nil {
+			f.store(r.p, d)
+		}
+		switch {
+		case err == nil:
+		case own:
+			return f.corrupt()
+		default:
+			return f.skewed()
+		}
+	}
+	return nil
+}
+
+// hasName reports whether a name is in a list with commas.
+func hasName(list, name string) bool {
+	for list != "" {
+		var one string
+		if one, list, _ = strings.Cut(list, ","); one == name {
+			return true
+		}
+	}
+	return false
+}
+
+func markOf(fingerprint uint32) string {
+	return strconv.FormatUint(uint64(fingerprint)|1<<32, 16)[1:]
+}
+
+func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
+	set = make([]string, 0, 2*len(features)+2)
+	var nulls []byte
+	for i := range c.features {
+		f := &c.features[i]
+		if r.states[i] == Null {
+			if nulls != nil {
+				nulls = append(nulls, ',')
+			}
+			nulls = append(nulls, f.name...)
+		}
+	}
+	for _, i := range features {
+		f := &c.features[i]
+		if r.states[i] != Set {
+			drop = append(drop, f.name)
+			continue
+		}
+		text, err := f.appendText(r.buf[:0], r)
+		if err != nil {
+			return nil, nil, f.invalid()
+		}
+		r.buf = text
+		set = append(set, f.name, string(text))
+	}
+	stamp := append(strconv.AppendInt(r.buf[:0], r.at, 10), ' ')
+	stamp = append(stamp, markOf(c.fingerprint)...)
+	if nulls != nil {
+		stamp = append(append(stamp, ' '), nulls...)
+	}
+	r.buf = stamp
+	return append(set, c.timeField(), string(stamp)), drop, nil
+}
+
+var errText = errors.New("not of the feature's type")
+
+// parseText reads a value of the feature's type, which is not a vector, as this package or another language writes it.
+func (f *feature) parseText(s string) (d datum, err error) {
+	switch f.class {
+	case classBool:
+		switch s {
+		case "true", "1", "t", "True", "TRUE", "T":
+			d.num = 1
+		case "false", "0", "f", "False", "FALSE", "F":
+		default:
+			err = errText
+		}
+	case classInt:
+		var i int64
+		i, err = strconv.ParseInt(s, 10, f.bits)
+		d.num = uint64(i)
+	case classUint:
+		d.num, err = strconv.ParseUint(s, 10, f.bits)
+	case classFloat:
+		bits := 64
+		if f.narrow {
+			bits = 32
+		}
+		var v float64
+		v, err = strconv.ParseFloat(s, bits)
+		d = floatDatum(v)
+	case classTime:
+		var t time.Time
+		t, err = time.Parse(time.RFC3339Nano, s)
+		d = datum{num: uint64(t.Unix()), nanos: int32(t.Nanosecond())}
+	default:
+		d.text = s
+	}
+	return d, err
+}
+
+// appendText appends the feature's value in r.
+func (f *feature) appendText(dst []byte, r *row) ([]byte, error) {
+	bits := 64
+	if f.narrow {
+		bits = 32
+	}
+	if f.class == classVector {
+		a, b := f.vector(r.p)
+		dst = append(dst, '[')
+		for i, v := range a {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = strconv.AppendFloat(dst, float64(v), 'g', -1, bits)
+		}
+		for i, v := range b {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = strconv.AppendFloat(dst, v, 'g', -1, bits)
+		}
+		return append(dst, ']'), nil
+	}
+	d := f.load(r.p)
+	switch f.class {
+	case classBool:
+		return strconv.AppendBool(dst, d.num != 0), nil
+	case classInt:
+		return strconv.AppendInt(dst, int64(d.num), 10), nil
+	case classUint:
+		return strconv.AppendUint(dst, d.num, 10), nil
+	case classFloat:
+		return strconv.AppendFloat(dst, d.float(), 'g', -1, bits), nil
+	case classTime:
+		t := time.Unix(int64(d.num), int64(d.nanos)).UTC()
+		if t.Year() < 0 || t.Year() > 9999 {
+			return dst, errText
+		}
+		return t.AppendFormat(dst, time.RFC3339Nano), nil
+	}
+	return append(dst, d.text...), nil
+}
+
+// parseVector reads "[1,2.5]".
+func (f *feature) parseVector(r *row, s string) error {
+	s, begins := strings.CutPrefix(s, "[")
+	s, ends := strings.CutSuffix(s, "]")
+	if !begins || !ends {
+		return errText
+	}
+	n := 0
+	if strings.TrimSpace(s) != "" {
+		n = strings.Count(s, ",") + 1
+	}
+	a, b, ok := f.resize(r.p, n)
+	if !ok {
+		return errText
+	}
+	bits := 64
+	if f.narrow {
+		bits = 32
+	}
+	for i := range n {
+		var number string
+		number, s, _ = strings.Cut(s, ",")
+		v, err := strconv.ParseFloat(strings.TrimSpace(number), bits)
+		if err != nil || !setElement(a, b, i, v) {
+			return errText
+		}
+	}
+	return nil
+}
+
+// retired returns the fields that earlier or later schemas of the view have and this one has not. lists has the names of each.
+func retired(c codec, lists []string, field func(name string) string) (fields []string) {
+	own := c.all()
+	for _, list := range lists {
+		for name := range strings.FieldsSeq(list) {
+			if name := field(name); !slices.Contains(own, name) && !slices.Contains(fields, name) {
+				fields = append(fields, name)
+			}
+		}
+	}
+	return fields
+}
+
+// maxMicros bounds event times, about the year 2255: above, Lua's numbers are not exact.
+const maxMicros = math.MaxInt64 >> 10

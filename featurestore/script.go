@@ -1,0 +1,29 @@
+package featurestore
+
+import (
+	_ "embed"
+
+	"github.com/redispatterns/redispatterns/internal/script"
+)
+
+// What each script does is said at its beginning.
+var (
+	//go:embed put.lua
+	putSource string
+	//go:embed live.lua
+	liveSource string
+	//go:embed begin.lua
+	beginSource string
+	//go:embed switch.lua
+	switchSource string
+	//go:embed drop.lua
+	dropSource string
+)
+
+var (
+	putScript    = script.NewRetryable(putSource)
+	liveScript   = script.NewRetryable(liveSource)
+	beginScript  = script.NewRetryable(beginSource)
+	switchScript = script.NewRetryable(switchSource)
+	dropScript   = script.NewRetryable(dropSource)
+)

@@ -1,0 +1,416 @@
+package featurestore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+	"unsafe"
+
+	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/featurestore/feast"
+	"github.com/redispatterns/redispatterns/internal/script"
+)
+
+// Outcome says what became of a row that was written.
+type Outcome uint8
+
+const (
+	// Applied means that it was written: there was none, or an older one.
+	Applied Outcome = iota + 1
+	// Older means that it was not, since the row that is there has a later event time. Nothing has changed, nor any TTL.
+	Older
+	// Same means that it was written over one of the same event time, to correct it or because it came twice.
+	Same
+)
+
+func (o Outcome) String() string { return [...]string{"none", "applied", "older", "same"}[o] }
+
+// Put writes a whole row, unless a later one is there: features that are absent, null, or no longer in the schema leave nothing behind.
+// at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
+// written to the version that is live, if one is; if another one becomes so meanwhile, to both.
+//
+// One round trip, and one more before the first of a process. When its reply is lost, Put may be sent again, which does no harm: it
+// then may return Same, or Older if another row came in between.
+func (v *View[K, T]) Put(ctx context.Context, k K, value T, at time.Time) (Outcome, error) {
+	w := write{v: v.v, began: time.Now()}
+	out, err := w.put(ctx, unsafe.Pointer(&k), unsafe.Pointer(&value), at)
+	w.report(ctx, out, err)
+	if err != nil {
+		return 0, fmt.Errorf("featurestore: put: %w", err)
+	}
+	return out, nil
+}
+
+// Assign is a value for one feature of a row. See [To].
+type Assign struct {
+	Feature string
+	Value   any // nil for null
+}
+
+// To is an Assign for Patch. value is of the feature's type, or of one of the same kind that fits; nil is null.
+func To(feature string, value any) Assign { return Assign{feature, value} }
+
+// Patch writes some features of a row and leaves the others, unless a later row is there. The row's event time becomes at, for all
+// of its features. If there is no row, the others are absent. Two round trips; more if the row is written by others meanwhile.
+func (v *View[K, T]) Patch(ctx context.Context, k K, at time.Time, set ...Assign) (Outcome, error) {
+	w := write{v: v.v, began: time.Now()}
+	var value T
+	out, err := w.patch(ctx, unsafe.Pointer(&k), unsafe.Pointer(&value), at, set)
+	w.report(ctx, out, err)
+	if err != nil {
+		return 0, fmt.Errorf("featurestore: patch: %w", err)
+	}
+	return out, nil
+}
+
+// write is one Put or Patch.
+type write struct {
+	v     *view
+	began time.Time
+}
+
+func (w *write) report(ctx context.Context, out Outcome, err error) {
+	if w.v.opts.Hooks.Write == nil {
+		return
+	}
+	info := WriteInfo{View: w.v.name, Took: time.Since(w.began), Err: err}
+	info.count(out, err)
+	w.v.opts.Hooks.Write(ctx, info)
+}
+
+func (i *WriteInfo) count(out Outcome, err error) {
+	switch {
+	case errors.Is(err, ErrInvalid):
+		i.Invalid++
+	case out == Applied:
+		i.Applied++
+	case out == Older:
+		i.Older++
+	case out == Same:
+		i.Same++
+	}
+}
+
+// encoded is a row as it is written.
+type encoded struct {
+	at        int64
+	set, drop []string
+	expected  []string // pairs that must be there: a field, and its value with = before it or nothing
+	unchecked bool     // whatever time the row that is there has
+}
+
+// encode checks a row and encodes it.
+func (v *view) encode(p unsafe.Pointer, at time.Time) (e encoded, err error) {
+	r := v.row(p)
+	defer v.rows.Put(r)
+	if r.at, err = micros(at); err != nil {
+		return e, err
+	}
+	for i := range v.schema.features {
+		f := &v.schema.features[i]
+		if r.states[i], err = v.stateOf(f, p); err != nil {
+			return e, err
+		}
+	}
+	e.at = r.at
+	e.set, e.drop, err = v.codec.encode(v.everyone, r)
+	return e, err
+}
+
+func micros(at time.Time) (int64, error) {
+	us := at.UnixMicro()
+	if us <= 0 || us > maxMicros {
+		return 0, fmt.Errorf("event time: %w", ErrInvalid)
+	}
+	return us, nil
+}
+
+// stateOf returns the state in which a feature is written.
+func (v *view) stateOf(f *feature, p unsafe.Pointer) (State, error) {
+	s := f.stateOf(p)
+	if s == Set && v.opts.NaN != NaNKeeps && f.isNaN(p) {
+		if v.opts.NaN == NaNFails {
+			return s, f.invalid()
+		}
+		return Null, nil
+	}
+	return s, nil
+}
+
+func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) (Outcome, error) {
+	e, err := w.v.encode(value, at)
+	if err != nil {
+		return 0, err
+	}
+	for {
+		version, known, err := w.v.target(ctx, false)
+		if err != nil {
+			return 0, err
+		}
+		switch code, err := w.send(ctx, k, version, known, e); {
+		case err != nil:
+			return 0, err
+		case code == codeUnknown:
+			if _, _, err := w.v.target(ctx, true); err != nil {
+				return 0, err
+			}
+		case code != codeMoved:
+			return outcome(code), nil
+		}
+	}
+}
+
+// What send returns besides what put.lua does.
+const (
+	codeUnknown  = -1
+	codeExpected = -2
+	codeMoved    = -3 // another version is live
+)
+
+func outcome(code int64) Outcome { return [...]Outcome{Older, Applied, Same}[code] }
+
+// call is how a row is written.
+func (v *view) call(key string, known *knownSchemas, e *encoded) script.Call {
+	check := "1"
+	if e.unchecked {
+		check = "0"
+	}
+	args := make([]string, 0, 8+len(e.expected)+len(e.set)+len(e.drop)+len(known.retired))
+	args = append(args, v.opts.Codec.String(), v.codec.timeField(), strconv.FormatInt(e.at, 10), strconv.FormatInt(v.ttl(), 10), check,
+		known.marks, strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2))
+	args = append(append(append(append(args, e.expected...), e.set...), e.drop...), known.retired...)
+	return putScript.Call([]string{key}, args...)
+}
+
+// send writes a row to a version, and asks in the same pipeline if it is live.
+func (w *write) send(ctx context.Context, k unsafe.Pointer, version string, known *knownSchemas, e encoded) (int64, error) {
+	key, err := w.v.keys.appendRow(nil, version, k)
+	if err != nil {
+		return 0, err
+	}
+	calls := []script.Call{w.v.call(string(key), known, &e)}
+	if w.v.opts.Codec != Feast {
+		calls = append(calls, liveScript.Call([]string{w.v.control}, version))
+	}
+	bounded, cancel := w.v.bound(ctx)
+	defer cancel()
+	sent := time.Now()
+	replies := script.DoMulti(bounded, w.v.client, calls)
+	code, err := replies[0].AsInt64()
+	if err != nil || len(replies) == 1 {
+		return code, err
+	}
+	live, _, err := liveReply(replies[1])
+	if err != nil {
+		return 0, err
+	}
+	w.v.setLive(ctx, live, sent)
+	if live != version {
+		return codeMoved, nil
+	}
+	return code, nil
+}
+
+func liveReply(reply rueidis.RedisResult) (live, state string, err error) {
+	values, err := reply.ToArray()
+	if err != nil {
+		return "", "", err
+	}
+	if live, err = values[0].ToString(); err == nil {
+		state, err = values[1].ToString()
+	}
+	return live, state, err
+}
+
+// knownSchemas is what this process knows of schemas under which rows of the view were written.
+type knownSchemas struct {
+	marks   string   // their fingerprints
+	retired []string // fields that they have and this process' schema has not
+}
+
+// schemaField is how fields of the control key begin that have a schema's names.
+const schemaField = "s:"
+
+// target returns which version is to be written, and what else there is to know for it. That takes a round trip if it is not known
+// yet, or is wanted anew.
+func (v *view) target(ctx context.Context, anew bool) (version string, known *knownSchemas, err error) {
+	live, known := v.live.Load(), v.known.Load()
+	if known != nil && live != nil && !anew {
+		return live.version, known, nil
+	}
+	if v.opts.Codec == Packed { // its rows have fields of the same names whatever the schema
+		known = &knownSchemas{}
+		v.known.Store(known)
+		version, err = v.askLive(ctx)
+		return version, known, err
+	}
+	names := make([]string, len(v.schema.features))
+	for i := range names {
+		names[i] = v.schema.features[i].name
+	}
+	b := v.client.B()
+	bounded, cancel := v.bound(ctx)
+	defer cancel()
+	sent := time.Now()
+	replies := v.client.DoMulti(bounded,
+		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+markOf(v.schema.fingerprint), strings.Join(names, " ")).Build(),
+		b.Hgetall().Key(v.control).Build())
+	if err := replies[0].Error(); err != nil {
+		return "", nil, err
+	}
+	control, err := replies[1].AsStrMap()
+	if err != nil {
+		return "", nil, err
+	}
+	field := func(name string) string { return name }
+	if v.opts.Codec == Feast {
+		field = func(name string) string { return feast.Field(v.name, name) }
+	}
+	known = &knownSchemas{}
+	var lists []string
+	for name, list := range control {
+		if mark, ok := strings.CutPrefix(name, schemaField); ok {
+			known.marks += mark + " "
+			lists = append(lists, list)
+		}
+	}
+	known.retired = retired(v.codec, lists, field)
+	v.known.Store(known)
+	v.setLive(ctx, control[liveField], sent)
+	return control[liveField], known, nil
+}
+
+func (w *write) patch(ctx context.Context, k, value unsafe.Pointer, at time.Time, set []Assign) (Outcome, error) {
+	us, err := micros(at)
+	if err != nil {
+		return 0, err
+	}
+	if len(set) == 0 {
+		return 0, errors.New("nothing to set")
+	}
+	v := w.v
+	anew := false
+	for {
+		version, known, err := v.target(ctx, anew)
+		if err != nil {
+			return 0, err
+		}
+		e, err := w.merge(ctx, k, value, version, us, set)
+		if err != nil {
+			return 0, err
+		}
+		switch code, err := w.send(ctx, k, version, known, e); {
+		case err != nil:
+			return 0, err
+		case code == codeUnknown:
+			anew = true
+		case code >= 0:
+			return outcome(code), nil
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// merge reads a row and encodes it with what is to be set.
+func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version string, at int64, set []Assign) (e encoded, err error) {
+	v := w.v
+	key, err := v.keys.appendRow(nil, version, k)
+	if err != nil {
+		return e, err
+	}
+	fields := v.codec.fields(v.everyone)
+	bounded, cancel := v.bound(ctx)
+	defer cancel()
+	reply, err := v.client.Do(bounded, v.client.B().Hmget().Key(string(key)).Field(fields...).Build()).ToArray()
+	if err != nil {
+		return e, err
+	}
+	r := v.row(value)
+	defer v.rows.Put(r)
+	if err := v.codec.decode(v.everyone, reply, r); err != nil {
+		return e, err
+	}
+	r.at, e.at = at, at
+	var written []int
+	for _, a := range set {
+		i, err := v.index(a.Feature)
+		if err != nil {
+			return e, err
+		}
+		f := &v.schema.features[i]
+		written = append(written, i)
+		if a.Value == nil {
+			r.states[i] = Null
+			continue
+		}
+		if !f.assign(r, reflect.ValueOf(a.Value)) {
+			return e, fmt.Errorf("feature %s: %T: %w", f.name, a.Value, ErrInvalid)
+		}
+		f.setState(value, Set)
+		if r.states[i], err = v.stateOf(f, value); err != nil {
+			return e, err
+		}
+	}
+	if e.set, e.drop, err = v.codec.encode(written, r); err != nil {
+		return e, err
+	}
+	for i, field := range fields {
+		if v.opts.Codec != Packed && field != v.codec.timeField() {
+			continue // the time tells if somebody else has written
+		}
+		e.expected = append(e.expected, field, "")
+		if text, ok := text(&reply[i]); ok {
+			e.expected[len(e.expected)-1] = "=" + text
+		}
+	}
+	return e, nil
+}
+
+// assign stores a value of any type that goes with the feature's.
+func (f *feature) assign(r *row, value reflect.Value) bool {
+	var d datum
+	switch {
+	case f.class == classVector:
+		if k := value.Kind(); k != reflect.Slice && k != reflect.Array {
+			return false
+		}
+		a, b, ok := f.resize(r.p, value.Len())
+		for i := 0; ok && i < value.Len(); i++ {
+			ok = value.Index(i).CanFloat() && setElement(a, b, i, value.Index(i).Float())
+		}
+		return ok
+	case f.class == classTime && value.Type() == timeType:
+		t, _ := value.Interface().(time.Time)
+		d = datum{num: uint64(t.Unix()), nanos: int32(t.Nanosecond())}
+	case f.class == classText && f.bytes && value.Kind() == reflect.Slice && value.Type().Elem().Kind() == reflect.Uint8:
+		d.text = string(value.Bytes())
+	case f.class == classText && !f.bytes && value.Kind() == reflect.String:
+		d.text = value.String()
+	case f.class == classBool && value.Kind() == reflect.Bool:
+		if value.Bool() {
+			d.num = 1
+		}
+	case f.class == classFloat && value.CanFloat():
+		d = floatDatum(value.Float())
+	case f.class == classFloat && value.CanInt() && int64(float64(value.Int())) == value.Int():
+		d = floatDatum(float64(value.Int()))
+	case f.class == classInt && value.CanInt(), f.class == classUint && value.CanInt() && value.Int() >= 0:
+		d.num = uint64(value.Int())
+	case f.class == classUint && value.CanUint():
+		d.num = value.Uint()
+	default:
+		return false
+	}
+	if !f.fits(d) {
+		return false
+	}
+	f.store(r.p, d)
+	return true
+}
