@@ -12,8 +12,11 @@ import (
 
 	"github.com/redispatterns/redispatterns/buffer"
 	"github.com/redispatterns/redispatterns/cache"
+	"github.com/redispatterns/redispatterns/featurestore"
 	"github.com/redispatterns/redispatterns/lock"
 	"github.com/redispatterns/redispatterns/ratelimit"
+	"github.com/redispatterns/redispatterns/stream"
+	"github.com/redispatterns/redispatterns/timeseries"
 )
 
 const (
@@ -28,6 +31,9 @@ var sentinels = []error{
 	lock.ErrLost, lock.ErrClosed,
 	ratelimit.ErrUnavailable,
 	buffer.ErrFull, buffer.ErrUnconfirmed, buffer.ErrClosed,
+	timeseries.ErrFull, timeseries.ErrUnknown, timeseries.ErrOverflow,
+	stream.ErrStopping, stream.ErrLeaseLost,
+	featurestore.ErrCorrupt, featurestore.ErrConflict, featurestore.ErrVersion,
 }
 
 // classify puts an error into one of a few classes: the first word of what the server said, such as OOM, MOVED, LOADING or

@@ -96,18 +96,20 @@ func runLoad(ctx context.Context, args []string, demo bool, out, errOut io.Write
 	if err != nil {
 		return 0, err
 	}
+	var p *page
+	if c.web != "" {
+		if p, err = servePage(c.web); err != nil {
+			return 0, err
+		}
+		defer p.close()
+		fmt.Fprintf(out, "live page: http://%s\n", p.addr)
+	}
 	s, err := open(ctx, c, out)
 	if err != nil {
 		return 0, err
 	}
 	defer s.close()
-	s.sampler = &sampler{t: s.t}
-	if c.web != "" {
-		if s.page, err = servePage(c.web); err != nil {
-			return 0, err
-		}
-		fmt.Fprintf(out, "live page: http://%s\n", s.page.addr)
-	}
+	s.sampler, s.page = &sampler{t: s.t}, p
 	r := s.report
 	fmt.Fprintf(out, "%s on %s, %s, %s; keys %s*\n", c.scenario.name, r.Target.Address, r.Target.Version, r.Target.Mode, c.prefix)
 	defer func() { err = errors.Join(err, s.end(ctx)) }()

@@ -28,7 +28,9 @@ type workload struct {
 	fill func(ctx context.Context, a, b int) error
 	// copies is how many keys of Redis fill writes per number.
 	copies int
-	// close ends what the scenario began. It may be nil.
+	// start begins what goes on beside the operations. It may be nil, and is called once nothing speaks against the run.
+	start func()
+	// close ends what the scenario and start began. It may be nil.
 	close func(ctx context.Context) error
 }
 

@@ -48,13 +48,9 @@ func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error)
 		return nil, err
 	}
 	defer func() {
-		if err == nil {
-			return
+		if err != nil {
+			s.close()
 		}
-		if s.w != nil && s.w.close != nil {
-			err = errors.Join(err, s.w.close(context.WithoutCancel(ctx)))
-		}
-		s.close()
 	}()
 	s.env.client = s.t.client
 	if s.w, err = c.scenario.build(s.env); err != nil {
@@ -81,7 +77,13 @@ func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error)
 	if c.url == embedded {
 		s.report.Target.Version = "not a Redis"
 	}
-	return s, s.check(all)
+	if err := s.check(all); err != nil {
+		return nil, err
+	}
+	if s.w.start != nil {
+		s.w.start()
+	}
+	return s, nil
 }
 
 // check refuses what would not fit or would block the server for long.
@@ -156,9 +158,6 @@ func modeOf(client rueidis.Client, url string) string {
 }
 
 func (s *session) close() {
-	if s.page != nil {
-		s.page.close()
-	}
 	if s.t != nil {
 		s.t.close()
 	}

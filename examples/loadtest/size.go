@@ -356,6 +356,9 @@ func sizeOf(r *report, o sizeOptions) sizing {
 		netShards(r, perSecond, o, &shards, add)
 		s.Answer = "unknown: load keys on a real server first (preload, or run with a scenario that loads)"
 	}
+	if measured && m.Copies > 1 {
+		s.Warnings = append(s.Warnings, "with --raw each key was loaded twice, by the package and by hand: without it the sizing is right")
+	}
 	for _, c := range r.Data.Classes {
 		whole := allocatedString(c.Size)
 		less := c.Size

@@ -380,7 +380,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 func TestLoadtest_ScenariosOfThePackages(t *testing.T) {
 	t.Parallel()
 	addrs := redistest.SharedCluster(t).Addrs()
-	for _, scenario := range []string{"cache", "lock", "ratelimit", "buffer"} {
+	for _, scenario := range []string{"cache", "lock", "ratelimit", "buffer", "timeseries", "stream", "featurestore"} {
 		for name, url := range map[string]string{"single": "redis://" + redistest.Shared(t).Addr(), "cluster": "redis://" + addrs[0]} {
 			t.Run(scenario+"/"+name, func(t *testing.T) {
 				t.Parallel()
