@@ -25,6 +25,7 @@ type report struct {
 	Interrupted bool       `json:"interrupted,omitempty"`
 	Arguments   []string   `json:"arguments"`
 	Scenario    string     `json:"scenario"`
+	Revision    string     `json:"revision,omitempty"` // of this program
 	Target      targetInfo `json:"target"`
 	Load        load       `json:"load"`
 	Data        data       `json:"data"`
@@ -142,8 +143,6 @@ type point struct {
 	Frag     figure  `json:"fragmentation"`
 	Own      figure  `json:"generator_cpu"`
 	GCPause  figure  `json:"gc_pause"` // the longest of this process in that time
-
-	row row // of this second; in memory only
 }
 
 // wire is what went over the client's connections.

@@ -69,7 +69,7 @@ func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error)
 		Target: targetInfo{
 			Address: s.t.address, Version: versionOf(all), Mode: modeOf(s.t.client, c.url), Policy: all.text("maxmemory_policy"), Primaries: max(len(all), 1),
 		},
-		Warnings: []string{},
+		Revision: revision(), Warnings: []string{},
 	}
 	if len(all) == 0 {
 		s.report.Target.Policy = "unknown"
@@ -129,6 +129,20 @@ func (s *session) check(all infos) error {
 		s.report.Warnings = append(s.report.Warnings, "whether the keys fit was not checked: INFO memory is unknown")
 	}
 	return nil
+}
+
+// revision returns the commit that the program was built from, if Go noted it.
+func revision() string {
+	build, _ := debug.ReadBuildInfo()
+	if build == nil {
+		return ""
+	}
+	for _, s := range build.Settings {
+		if s.Key == "vcs.revision" {
+			return s.Value
+		}
+	}
+	return ""
 }
 
 func versionOf(all infos) string {
@@ -394,8 +408,8 @@ func (m *monitor) tick(last bool) {
 	}
 	d = min(d, p.T) // the first begins with the end of the warm-up
 	p.RPS, p.Errors = float64(interval.requests)/d, float64(interval.failures())/d
-	p.row = row{Hits: interval.hits, Misses: interval.misses}
-	p.Hit = p.row.hitPercent()
+	found := row{Hits: interval.hits, Misses: interval.misses}
+	p.Hit = found.hitPercent()
 	if interval.requests > 0 {
 		l := interval.response.latency()
 		p.P50, p.P95, p.P99, p.P999 = &l.P50, &l.P95, &l.P99, &l.P999
@@ -452,7 +466,7 @@ func (m *monitor) show() {
 			total.merge(c)
 		}
 		r.Total = rowOf(operation{name: "Aggregated"}, total)
-		r.Load = load{Loop: "open", Rate: m.e.schedule.level(time.Since(m.e.begin)), MaxLag: micros(m.e.rec.maxLag)}
+		r.Load = load{Loop: "open", Rate: m.e.schedule.level(min(time.Since(m.e.begin), m.e.schedule.duration()-1)), MaxLag: micros(m.e.rec.maxLag)}
 		if m.e.closed {
 			r.Load = load{Loop: "closed", Users: r.Load.Rate}
 		}
