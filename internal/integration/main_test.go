@@ -20,7 +20,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(redistest.Run(m))
+	code := redistest.Run(m)
+	if loadtestDir != "" {
+		_ = os.RemoveAll(loadtestDir) // a temporary folder
+	}
+	os.Exit(code)
 }
 
 // children are what this test binary can do as another process, which tests may kill and stop.
