@@ -45,18 +45,18 @@ func boot(ctx context.Context, count int) (*machine, error) {
 	for _, port := range ports { // the same inside, because nodes tell clients the ports of other nodes
 		args = append(args, "--publish", fmt.Sprintf("127.0.0.1:%[1]d:%[1]d", port))
 	}
-	if _, err := docker(ctx, append(args, image, "sleep", "3600")...); err != nil {
+	if err := docker(ctx, append(args, image, "sleep", "3600")...); err != nil {
 		return nil, fmt.Errorf("no redis-server in PATH, and no container of %s: %w", image, err)
 	}
 	return m, nil
 }
 
-func docker(ctx context.Context, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, "docker", args...).Output()
+func docker(ctx context.Context, args ...string) error {
+	_, err := exec.CommandContext(ctx, "docker", args...).Output()
 	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
 		err = errors.New(strings.TrimSpace(string(failed.Stderr)))
 	}
-	return strings.TrimSpace(string(out)), err
+	return err
 }
 
 // start starts the node of a port.
@@ -71,8 +71,7 @@ func (m *machine) start(ctx context.Context, port int) error {
 	if m.container != "" {
 		// The shell leaves its process number behind, which is that of the server then.
 		script := fmt.Sprintf(`cd /tmp; echo $$ > %d.pid; s=redis-server; command -v $s >/dev/null || s=valkey-server; exec $s "$@"`, port)
-		_, err := docker(ctx, append([]string{"exec", "--detach", m.container, "sh", "-c", script, "sh"}, args...)...)
-		return err
+		return docker(ctx, append([]string{"exec", "--detach", m.container, "sh", "-c", script, "sh"}, args...)...)
 	}
 	cmd := exec.Command(m.server, append(args, "--bind", "127.0.0.1", "--dir", m.dir,
 		"--logfile", filepath.Join(m.dir, strconv.Itoa(port)+".log"))...)
@@ -83,8 +82,7 @@ func (m *machine) start(ctx context.Context, port int) error {
 // kill kills the node of a port, without a chance to say goodbye.
 func (m *machine) kill(ctx context.Context, port int) error {
 	if m.container != "" {
-		_, err := docker(ctx, "exec", m.container, "sh", "-c", fmt.Sprintf("kill -9 $(cat /tmp/%d.pid)", port))
-		return err
+		return docker(ctx, "exec", m.container, "sh", "-c", fmt.Sprintf("kill -9 $(cat /tmp/%d.pid)", port))
 	}
 	return m.processes[port].Process.Kill()
 }
@@ -92,7 +90,7 @@ func (m *machine) kill(ctx context.Context, port int) error {
 // close ends all nodes.
 func (m *machine) close() {
 	if m.container != "" {
-		_, _ = docker(context.Background(), "rm", "--force", m.container) // it goes with the machine at the latest
+		_ = docker(context.Background(), "rm", "--force", m.container) // it goes with the machine at the latest
 		return
 	}
 	for _, p := range m.processes {
