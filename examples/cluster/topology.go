@@ -28,7 +28,7 @@ func (n *node) do(ctx context.Context, args ...string) (string, error) {
 	if err := reply.Error(); err != nil {
 		return "", fmt.Errorf("%s: %s: %w", n.addr(), strings.Join(args[:min(2, len(args))], " "), err)
 	}
-	text, _ := reply.ToString() // or a number, which is not looked at
+	text, _ := reply.ToString()                  // or a number, which is not looked at
 	return strings.TrimPrefix(text, "txt:"), nil // RESP3 says that it is text
 }
 
