@@ -8,8 +8,11 @@ import (
 
 	"github.com/redispatterns/redispatterns/buffer"
 	"github.com/redispatterns/redispatterns/cache"
+	"github.com/redispatterns/redispatterns/featurestore"
 	"github.com/redispatterns/redispatterns/lock"
 	"github.com/redispatterns/redispatterns/ratelimit"
+	"github.com/redispatterns/redispatterns/stream"
+	"github.com/redispatterns/redispatterns/timeseries"
 )
 
 // metrics are what docs/grafana/redispatterns.json draws. Their label name is of the cache, buffer or limiter, of which there are a
@@ -33,6 +36,17 @@ type metrics struct {
 	pending          *gauge
 	oldest           *gauge
 	letters          *gauge
+	seriesWrite      *histogram
+	seriesEvents     *counter
+	seriesDropped    *counter
+	handled          *histogram
+	lag              *gauge
+	unacked          *gauge
+	deadMessages     *gauge
+	featureRead      *histogram
+	featureRows      *counter
+	featureWrites    *counter
+	featureSwitches  *counter
 	errors           *counter
 }
 
@@ -54,6 +68,17 @@ func newMetrics() *metrics {
 	m.pending = m.gauge("redispatterns_buffer_pending", "Fields that are not flushed yet.", "name")
 	m.oldest = m.gauge("redispatterns_buffer_oldest_age_seconds", "How long the oldest of them has been there.", "name")
 	m.letters = m.gauge("redispatterns_buffer_dead_letters", "Fields that wait for somebody to replay them.", "name")
+	m.seriesWrite = m.histogram("redispatterns_timeseries_write_duration_seconds", "Time of a round trip that writes, by result: ok or error.", "name", "result")
+	m.seriesEvents = m.counter("redispatterns_timeseries_events_total", "Events in round trips that Redis confirmed.", "name")
+	m.seriesDropped = m.counter("redispatterns_timeseries_dropped_events_total", "Events that were not counted, by reason: late, future or refused; or that may have been: unknown.", "name", "reason")
+	m.handled = m.histogram("redispatterns_stream_handled_duration_seconds", "Time of a handler, by outcome: acked, retried, dropped, dead or lost.", "name", "outcome")
+	m.lag = m.gauge("redispatterns_stream_lag", "Entries that the group has not been given yet, if Redis knows.", "name")
+	m.unacked = m.gauge("redispatterns_stream_pending", "Messages that were delivered and not acknowledged.", "name")
+	m.deadMessages = m.gauge("redispatterns_stream_dead_letters", "Messages that wait for somebody to redrive them.", "name")
+	m.featureRead = m.histogram("redispatterns_featurestore_read_duration_seconds", "Time of a read, by result: ok or error.", "name", "result")
+	m.featureRows = m.counter("redispatterns_featurestore_rows_total", "Rows that were read, by status: found, partial, stale, missing or broken.", "name", "status")
+	m.featureWrites = m.counter("redispatterns_featurestore_writes_total", "Rows that were to be written, by outcome: applied, older, same or invalid.", "name", "outcome")
+	m.featureSwitches = m.counter("redispatterns_featurestore_switches_total", "Times another version was seen to be live.", "name")
 	m.errors = m.counter("redispatterns_errors_total", "Failures that were survived, by package and operation. code is the first word of Redis' error, such as OOM, or other.", "package", "op", "code")
 	return m
 }
@@ -143,6 +168,73 @@ func (m *metrics) bufferHooks(name string) buffer.Hooks {
 		Regress: func(context.Context, buffer.RegressInfo) { m.regressions.add(1, name) },
 		Error:   func(_ context.Context, op string, err error) { m.survived("buffer", op, err) },
 	}
+}
+
+func (m *metrics) timeseriesHooks(name string) timeseries.Hooks {
+	return timeseries.Hooks{
+		Write: func(_ context.Context, info timeseries.WriteInfo) {
+			m.seriesWrite.observe(info.Took, name, result(info.Err))
+			if info.Err == nil {
+				m.seriesEvents.add(int(info.Events), name)
+			}
+		},
+		Drop: func(_ context.Context, events int64, err error) {
+			reason := "refused"
+			switch {
+			case errors.Is(err, timeseries.ErrTooLate):
+				reason = "late"
+			case errors.Is(err, timeseries.ErrFuture):
+				reason = "future"
+			case errors.Is(err, timeseries.ErrUnknown):
+				reason = "unknown"
+			}
+			m.seriesDropped.add(int(events), name, reason)
+		},
+	}
+}
+
+func (m *metrics) streamHooks(name string) stream.Hooks {
+	return stream.Hooks{
+		Done:  func(_ context.Context, info stream.Done) { m.handled.observe(info.Took, name, string(info.Outcome)) },
+		Error: func(_ context.Context, op string, err error) { m.survived("stream", op, err) },
+	}
+}
+
+func (m *metrics) featurestoreHooks(name string) featurestore.Hooks {
+	return featurestore.Hooks{
+		Read: func(_ context.Context, info featurestore.ReadInfo) {
+			m.featureRead.observe(info.Took, name, result(info.Err))
+			m.featureRows.add(info.Counts.Found, name, "found")
+			m.featureRows.add(info.Counts.Partial, name, "partial")
+			m.featureRows.add(info.Counts.Stale, name, "stale")
+			m.featureRows.add(info.Counts.Missing, name, "missing")
+			m.featureRows.add(info.Counts.Broken, name, "broken")
+		},
+		Write: func(_ context.Context, info featurestore.WriteInfo) {
+			m.featureWrites.add(info.Applied, name, "applied")
+			m.featureWrites.add(info.Older, name, "older")
+			m.featureWrites.add(info.Same, name, "same")
+			m.featureWrites.add(info.Invalid, name, "invalid")
+			if info.Err != nil {
+				m.survived("featurestore", "write", info.Err)
+			}
+		},
+		Switch: func(context.Context, string, string, string) { m.featureSwitches.add(1, name) },
+	}
+}
+
+// watchGroup reads what a group's hooks cannot tell: what waits in Redis, for all consumers. Call it before each scrape.
+func watchGroup[T any](ctx context.Context, m *metrics, name string, g *stream.Group[T]) error {
+	info, err := g.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if info.LagKnown {
+		m.lag.set(float64(info.Lag), name)
+	}
+	m.unacked.set(float64(info.Pending), name)
+	m.deadMessages.set(float64(info.Dead), name)
+	return nil
 }
 
 // watch reads what a buffer's hooks cannot tell: what waits in Redis, of all processes. Call it before each scrape.

@@ -27,8 +27,11 @@ import (
 
 	"github.com/redispatterns/redispatterns/buffer"
 	"github.com/redispatterns/redispatterns/cache"
+	"github.com/redispatterns/redispatterns/featurestore"
 	"github.com/redispatterns/redispatterns/lock"
 	"github.com/redispatterns/redispatterns/ratelimit"
+	"github.com/redispatterns/redispatterns/stream"
+	"github.com/redispatterns/redispatterns/timeseries"
 )
 
 func main() {
@@ -64,7 +67,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 				return err
 			}
 		}
-		if err := m.watch(ctx, "views", s.counts); err != nil {
+		if err := s.watch(ctx, m); err != nil {
 			return err
 		}
 		return m.writeTo(out)
@@ -72,7 +75,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
-		if err := m.watch(r.Context(), "views", s.counts); err != nil {
+		if err := s.watch(r.Context(), m); err != nil {
 			fmt.Fprintln(os.Stderr, "metrics:", err) // the others are as good as before
 		}
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -111,6 +114,18 @@ type service struct {
 	locks   *lock.Locker
 	counts  *buffer.Buffer
 	sink    discard
+	series  *timeseries.Store
+	orders  *stream.Stream[string]
+	users   *featurestore.View[string, features]
+
+	group   *stream.Group[string]
+	handled chan struct{}
+	stop    context.CancelFunc
+	ran     chan error
+}
+
+type features struct {
+	Orders int64 `feature:"orders"`
 }
 
 func newService(client rueidis.Client, m *metrics) (*service, error) {
@@ -119,13 +134,41 @@ func newService(client rueidis.Client, m *metrics) (*service, error) {
 	limiter, err2 := ratelimit.NewSlidingWindow(client, ratelimit.PerSecond(5), ratelimit.Options{Prefix: prefix + "-limit", Hooks: m.ratelimitHooks("api")})
 	locks, err3 := lock.New(client, lock.Options{Prefix: prefix + "-lock", Hooks: m.lockHooks("jobs")})
 	counts, err4 := buffer.New(client, "views", []buffer.Column{{Name: "views", Op: buffer.Sum}}, buffer.Options{Prefix: prefix, Shards: 1, Hooks: m.bufferHooks("views")})
-	return &service{scores, limiter, locks, counts, discard{}}, errors.Join(err1, err2, err3, err4)
+	series, err5 := timeseries.New(client, "site", timeseries.Options{Prefix: prefix + "-ts", Hooks: m.timeseriesHooks("site")})
+	orders, err6 := stream.New[string](client, prefix+"-orders", stream.Options[string]{})
+	users, err7 := featurestore.NewView[string, features](client, "users", featurestore.Options{Prefix: prefix + "-features", Hooks: m.featurestoreHooks("users")})
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7); err != nil {
+		return nil, err
+	}
+	s := &service{
+		scores: scores, limiter: limiter, locks: locks, counts: counts, series: series, orders: orders, users: users,
+		handled: make(chan struct{}), ran: make(chan error, 1),
+	}
+	s.group = orders.Group("packing", stream.GroupOptions[string]{Hooks: m.streamHooks("packing")})
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go func() {
+		s.ran <- s.group.Run(ctx, func(ctx context.Context, _ *stream.Message[string]) error {
+			select {
+			case s.handled <- struct{}{}:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}()
+	return s, nil
+}
+
+// watch reads what hooks cannot tell.
+func (s *service) watch(ctx context.Context, m *metrics) error {
+	return errors.Join(m.watch(ctx, "views", s.counts), watchGroup(ctx, m, "packing", s.group))
 }
 
 func (s *service) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := errors.Join(s.scores.Close(ctx), s.locks.Close(ctx), s.counts.Close(ctx)); err != nil {
+	s.stop()
+	if err := errors.Join(<-s.ran, s.scores.Close(ctx), s.locks.Close(ctx), s.counts.Close(ctx), s.series.Close(ctx)); err != nil {
 		fmt.Fprintln(os.Stderr, "metrics:", err)
 	}
 }
@@ -157,8 +200,27 @@ func (s *service) work(ctx context.Context) error {
 	if err := s.counts.Add(ctx, user, buffer.Int("views", 1)); err != nil {
 		return err
 	}
-	_, err = s.counts.Flush(ctx, s.sink)
-	return err
+	if _, err := s.counts.Flush(ctx, s.sink); err != nil {
+		return err
+	}
+	if err := s.series.Counter("views").Incr(ctx, 1); err != nil {
+		return err
+	}
+	if _, err := s.users.Put(ctx, user, features{Orders: 1}, time.Now()); err != nil {
+		return err
+	}
+	if _, err := s.users.Get(ctx, user); err != nil {
+		return err
+	}
+	if _, err := s.orders.Publish(ctx, "a book"); err != nil {
+		return err
+	}
+	select {
+	case <-s.handled:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // connect returns a client of the Redis at REDIS_URL or else of an embedded one, and what ends both.

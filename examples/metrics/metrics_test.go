@@ -40,6 +40,10 @@ func TestRun_CountsWhatIsDone(t *testing.T) {
 		`redispatterns_buffer_pending{name="views"} 0`,
 		`redispatterns_cache_unavailable_total{name="scores"} 0`,
 		`redispatterns_ratelimit_decision_duration_seconds_count{name="api"} 20`,
+		`redispatterns_timeseries_events_total{name="site"} 20`,
+		`redispatterns_stream_dead_letters{name="packing"} 0`,
+		`redispatterns_featurestore_rows_total{name="users",status="found"} 20`,
+		`redispatterns_featurestore_writes_total{name="users",outcome="applied"} 20`,
 	} {
 		require.Contains(t, text, line+"\n")
 	}
@@ -82,7 +86,7 @@ func TestDashboard(t *testing.T) {
 			}
 			for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(target.Expr, -1) {
 				for label := range strings.SplitSeq(by[1], ", ") {
-					require.Contains(t, []string{"le", "name", "result", "package", "op", "code"}, label)
+					require.Contains(t, []string{"le", "name", "result", "package", "op", "code", "reason", "outcome", "status"}, label)
 				}
 			}
 		}
