@@ -24,7 +24,7 @@ func TestRun_HandsTheJobOn(t *testing.T) {
 	t.Setenv("REDIS_URL", "")
 	var out bytes.Buffer
 	require.NoError(t, run(t.Context(), &out), out.String())
-	require.Regexp(t, `(?s)ann +has the lock.*kill ann.*bob +has the lock.*stop bob.*eve +has the lock.*eve +finished.*bob +refused: .*none twice`, out.String())
+	require.Regexp(t, `(?s)ann +has the lock.*kill ann.*bob +has the lock.*stop bob.*eve +has the lock.*eve +finished.*bob +(refused|gives up): .*none twice`, out.String())
 	last := 0
 	for _, fence := range regexp.MustCompile(`fence (\d+)`).FindAllStringSubmatch(out.String(), -1) {
 		n, err := strconv.Atoi(fence[1])

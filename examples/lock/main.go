@@ -1,7 +1,8 @@
 // Lock is a job that one process runs at a time, and that goes on whatever happens to that one. The program starts three
 // workers, processes of their own. One gets the lock and works; it is killed, and another takes over where it was; that one is
 // stopped for longer than its lease, and the third takes over; and when the second wakes up in the middle of a step and writes
-// what it has, its fence is stale and it is refused.
+// what it has, its fence is stale and it is refused. (Should it be stopped just before it looks whether it has the lock still, it
+// gives up by itself.)
 //
 //	go -C examples run ./lock
 //
@@ -30,7 +31,7 @@
 //	3.19s  eve   finished
 //	3.19s  main  wake bob
 //	3.20s  bob   refused: lock: stale fence
-//	3.20s  main  15 steps, in order, none twice
+//	3.20s  main  15 steps, none twice
 package main
 
 import (
@@ -120,7 +121,7 @@ func run(ctx context.Context, out io.Writer) error {
 	if err := p.signal("wake", "bob", continueSignal); err != nil {
 		return err
 	}
-	if err := p.until(ctx, "bob", "refused"); err != nil {
+	if err := p.until(ctx, "bob", "refused", "gives up"); err != nil {
 		return err
 	}
 	return p.check(ctx)

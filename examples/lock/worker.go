@@ -35,8 +35,12 @@ func work(ctx context.Context, name string, out io.Writer) error {
 	err = locks.Do(ctx, job, func(ctx context.Context, fence int64) error {
 		return runJob(ctx, client, prefix, fence, out)
 	})
-	if errors.Is(err, lock.ErrStale) {
+	switch {
+	case errors.Is(err, lock.ErrStale):
 		fmt.Fprintln(out, "refused:", lock.ErrStale)
+		return nil
+	case errors.Is(err, lock.ErrLost): // it was stopped just before it looked
+		fmt.Fprintln(out, "gives up:", lock.ErrLost)
 		return nil
 	}
 	if err == nil {
