@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/bits"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,10 +44,11 @@ type shard struct {
 	closed      bool
 	wake        chan struct{} // ends a wait for postsDue
 
-	// The sender's own: the last round trip, the last that was confirmed, and when, by the wall clock: it goes on while the
-	// machine sleeps.
+	// The sender's own: the last round trip, the last that was confirmed, when, by the wall clock, which goes on while the
+	// machine sleeps, and what loss.lua's lossAt was then.
 	seq, confirmed uint64
 	confirmedAt    time.Time
+	lossAt         string
 }
 
 // group is what one round trip, or several if it is large, will bring to Redis.
@@ -73,6 +75,8 @@ func (g *group) wave(now, timeout time.Duration) *wave {
 	if n := len(g.waves); n > 0 && now < g.waves[n-1].renewAt {
 		return g.waves[n-1]
 	}
+	// Their timers end them, and a group may wait for long.
+	g.waves = slices.DeleteFunc(g.waves, func(w *wave) bool { return now >= w.renewAt+timeout })
 	w := &wave{done: make(chan struct{}), renewAt: now + timeout/8}
 	w.timer = time.AfterFunc(timeout, w.end)
 	g.waves = append(g.waves, w)
@@ -425,7 +429,7 @@ var errGivenUp = errors.New("closed before Redis confirmed")
 func (s *shard) trip(rows []*row) error {
 	b := s.b
 	s.seq++
-	args := make([]string, 5, 5+4*len(rows))
+	args := make([]string, 6, 6+4*len(rows))
 	excess := 0
 	args[0] = strconv.FormatUint(s.seq, 10)
 	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
@@ -444,14 +448,16 @@ func (s *shard) trip(rows []*row) error {
 		}
 		args[count] = strconv.Itoa(n)
 	}
-	args[4] = strconv.Itoa(excess)
+	args[4] = s.lossAt
+	args[5] = strconv.Itoa(excess)
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
 	unknown := false // whether a copy may have been executed whose reply was lost
 	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {
 		call.Args[3] = s.known()
-		refused, err := s.send1(call, &unknown)
+		reply, err := s.send1(call, &unknown)
 		if err == nil {
-			s.confirmed, s.confirmedAt = s.seq, time.Now().Round(0)
+			lossAt, refused, _ := strings.Cut(reply, " ")
+			s.confirmed, s.confirmedAt, s.lossAt = s.seq, time.Now().Round(0), lossAt
 			s.note(rows, refused)
 			return nil
 		}
@@ -486,11 +492,11 @@ func (s *shard) send1(call script.Call, unknown *bool) (string, error) {
 			return "", err
 		}
 	}
-	refused, err := script.Do(ctx, b.client, call).ToString()
+	reply, err := script.Do(ctx, b.client, call).ToString()
 	if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
 		*unknown = true
 	}
-	return refused, err
+	return reply, err
 }
 
 // note reads what add.lua says was refused.

@@ -248,7 +248,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	}
 	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {
-		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1)}
+		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1), lossAt: "0"}
 	}
 	return b, nil
 }
