@@ -161,8 +161,10 @@ func (h steppedClient) Do(client rueidis.Client, ctx context.Context, cmd rueidi
 func TestBuffer_AnAddDoesNotWaitForPosts(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	require.NoError(t, newBuffer(t, raw, allColumns, buffer.Options{}).Add(ctx, "e", buffer.Int("views", 1)), "Redis knows the script")
 	client := steppedClient{reached: make(chan struct{}, 1), tokens: make(chan struct{}, 2)}
-	b := newBuffer(t, rueidishook.WithHook(redistest.Shared(t).Client(t), client), allColumns, buffer.Options{Shards: 1, OpTimeout: time.Minute})
+	b := newBuffer(t, rueidishook.WithHook(raw, client), allColumns, buffer.Options{Shards: 1, OpTimeout: time.Minute})
 	require.NoError(t, b.Post("first", buffer.Int("views", 1)))
 	<-client.reached
 	const posts = 5000
