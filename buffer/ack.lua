@@ -2,10 +2,14 @@
 -- marked later were applied.
 -- KEYS meta, batch, marks, dead, reasons
 -- ARGV nonce, version
--- Returns 1, or 2 if Redis has lost writes since the last batch, which add.lua noticed and the ledger did not; 0 if the batch
--- is not live (any more).
+-- Returns 1, or 2 if Redis has lost writes since the last batch, which add.lua noticed and the ledger did not, or that version
+-- is one that Redis does not know of: which fields it left out is lost. 0 if the batch is not live (any more).
 redis.call('HDEL', KEYS[1], '') -- see claim.lua
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then return 0 end
+if tonumber(redis.call('HGET', KEYS[1], 'version')) < tonumber(ARGV[2]) then
+  noticed(KEYS[1])
+  redis.call('HSET', KEYS[1], 'untold', 1)
+end
 local marks = redis.call('HGETALL', KEYS[3])
 for i = 1, #marks, 2 do
   local version, reason = string.match(marks[i + 1], '^(%d+) (.*)$')

@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/bits"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,8 +21,8 @@ import (
 )
 
 const (
-	maxTripFields = 1000    // merged by one script
-	maxTripBytes  = 1 << 20 // of their names
+	maxTripFields = 1000    // merged by one script, of what was added, and as many of what was posted
+	maxTripBytes  = 1 << 20 // of their names and texts, likewise
 	postDelay     = 10 * time.Millisecond
 	minRetry      = 5 * time.Millisecond
 	maxRetry      = time.Second
@@ -43,10 +44,11 @@ type shard struct {
 	closed      bool
 	wake        chan struct{} // ends a wait for postsDue
 
-	// The sender's own: the last round trip, the last that was confirmed, and when, by the wall clock: it goes on while the
-	// machine sleeps.
+	// The sender's own: the last round trip, the last that was confirmed, when, by the wall clock, which goes on while the
+	// machine sleeps, and what loss.lua's lossAt was then.
 	seq, confirmed uint64
 	confirmedAt    time.Time
+	lossAt         string
 }
 
 // group is what one round trip, or several if it is large, will bring to Redis.
@@ -73,6 +75,8 @@ func (g *group) wave(now, timeout time.Duration) *wave {
 	if n := len(g.waves); n > 0 && now < g.waves[n-1].renewAt {
 		return g.waves[n-1]
 	}
+	// Their timers end them, and a group may wait for long.
+	g.waves = slices.DeleteFunc(g.waves, func(w *wave) bool { return now >= w.renewAt+timeout })
 	w := &wave{done: make(chan struct{}), renewAt: now + timeout/8}
 	w.timer = time.AfterFunc(timeout, w.end)
 	g.waves = append(g.waves, w)
@@ -298,27 +302,50 @@ func (s *shard) sendAll() {
 			s.linger(wait)
 			continue
 		}
-		adds, posts := s.adds, s.posts
-		s.adds, s.posts = nil, nil
+		adds := s.adds
+		s.adds = nil
+		posts := s.takePosts()
 		s.mu.Unlock()
-		var rows []*row
+		var rest []*row
 		if adds != nil {
-			rows = adds.list
+			rest = adds.list
 		}
-		if posts != nil {
-			rows = append(rows, posts.list...)
-		}
-		for rest := rows; len(rest) > 0; {
+		for last := false; !last; {
 			n := tripSize(rest)
-			if err := s.trip(rest[:n]); err != nil {
-				for _, r := range rest[:n] {
+			rows := rest[:n]
+			rest = rest[n:]
+			last = len(rest) == 0
+			if last {
+				rows = append(rows, posts...)
+			}
+			if err := s.trip(rows); err != nil {
+				for _, r := range rows {
 					r.err = err
 				}
 			}
-			rest = rest[n:]
 		}
-		s.settle(rows, adds, posts)
+		s.settle(adds, posts)
 	}
+}
+
+// takePosts takes of what was posted as much as one round trip may bring. It goes along with Adds, which would wait for a second
+// one, and the rest with the next. s.mu is held.
+func (s *shard) takePosts() []*row {
+	g := s.posts
+	if g == nil {
+		return nil
+	}
+	n := tripSize(g.list)
+	taken := g.list[:n:n]
+	if n == len(g.list) {
+		s.posts = nil
+		return taken
+	}
+	g.list = g.list[n:]
+	for _, r := range taken {
+		delete(g.rows, r.entity)
+	}
+	return taken
 }
 
 // linger waits for more to be posted, or for something more urgent. If Close has given up, it drops what was posted.
@@ -338,44 +365,45 @@ func (s *shard) linger(wait time.Duration) {
 
 // settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left. Then it
 // tells those who do wait.
-func (s *shard) settle(rows []*row, adds, posts *group) {
-	b := s.b
+func (s *shard) settle(adds *group, posts []*row) {
 	var dropped []uint32
 	s.mu.Lock()
-	s.rows -= len(rows)
-	for _, r := range rows {
+	if adds != nil {
+		s.rows -= len(adds.list)
+		for _, r := range adds.list {
+			switch {
+			case errors.Is(r.err, errGivenUp):
+				s.lost++
+			case !r.left:
+			case r.err != nil:
+				dropped = append(dropped, s.keep(&row{entity: r.entity, values: r.values}))
+				r.err = ErrUnconfirmed // for those who still wait: theirs are in the same row
+			default:
+				dropped = append(dropped, r.overflow)
+			}
+		}
+		adds.settled.Store(true)
+	}
+	s.rows -= len(posts)
+	for _, r := range posts {
 		switch {
 		case errors.Is(r.err, errGivenUp):
 			s.lost++
-		case !r.left:
 		case r.err != nil:
-			dropped = append(dropped, s.keep(&row{entity: r.entity, values: r.values}))
-			r.err = ErrUnconfirmed // for those who still wait: theirs are in the same row
+			dropped = append(dropped, s.keep(r))
 		default:
 			dropped = append(dropped, r.overflow)
 		}
 	}
-	if posts != nil {
-		for _, r := range posts.list {
-			lost := r.overflow
-			if r.err != nil && !errors.Is(r.err, errGivenUp) {
-				lost = s.keep(r)
-			}
-			dropped = append(dropped, lost)
-		}
-	}
-	if adds != nil {
-		adds.settled.Store(true)
-	}
 	s.mu.Unlock()
-	for _, columns := range dropped {
-		b.drop(context.Background(), columns)
-	}
 	if adds != nil {
 		for _, w := range adds.waves {
 			w.timer.Stop()
 			w.end()
 		}
+	}
+	for _, columns := range dropped { // now that nobody waits: a hook may be slow
+		s.b.drop(context.Background(), columns)
 	}
 }
 
@@ -401,7 +429,7 @@ func (s *shard) keep(r *row) (overflow uint32) {
 	return overflow
 }
 
-// tripSize is how many rows may go in one round trip.
+// tripSize is how many rows may go in one round trip, of those that were added or those that were posted.
 func tripSize(rows []*row) int {
 	fields, bytes := 0, 0
 	for i, r := range rows {
@@ -425,7 +453,7 @@ var errGivenUp = errors.New("closed before Redis confirmed")
 func (s *shard) trip(rows []*row) error {
 	b := s.b
 	s.seq++
-	args := make([]string, 5, 5+4*len(rows))
+	args := make([]string, 6, 6+4*len(rows))
 	excess := 0
 	args[0] = strconv.FormatUint(s.seq, 10)
 	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
@@ -444,18 +472,23 @@ func (s *shard) trip(rows []*row) error {
 		}
 		args[count] = strconv.Itoa(n)
 	}
-	args[4] = strconv.Itoa(excess)
+	args[4] = s.lossAt
+	args[5] = strconv.Itoa(excess)
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
+	began := sinceEpoch()
 	unknown := false // whether a copy may have been executed whose reply was lost
 	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {
 		call.Args[3] = s.known()
-		refused, err := s.send1(call, &unknown)
+		reply, err := s.send1(call, &unknown)
 		if err == nil {
-			s.confirmed, s.confirmedAt = s.seq, time.Now().Round(0)
+			lossAt, refused, _ := strings.Cut(reply, " ")
+			s.confirmed, s.confirmedAt, s.lossAt = s.seq, time.Now().Round(0), lossAt
 			s.note(rows, refused)
 			return nil
 		}
-		if _, answered := rueidis.IsRedisErr(err); answered && !unknown {
+		e, answered := rueidis.IsRedisErr(err)
+		moving := answered && e.IsTryAgain() && sinceEpoch()-began < b.opts.AddTimeout // the slot, to another node: nothing ran
+		if answered && !unknown && !moving {
 			return fmt.Errorf("buffer: redis refused: %w", err)
 		}
 		b.reportError(context.Background(), OpSend, err)
@@ -486,11 +519,11 @@ func (s *shard) send1(call script.Call, unknown *bool) (string, error) {
 			return "", err
 		}
 	}
-	refused, err := script.Do(ctx, b.client, call).ToString()
+	reply, err := script.Do(ctx, b.client, call).ToString()
 	if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
 		*unknown = true
 	}
-	return refused, err
+	return reply, err
 }
 
 // note reads what add.lua says was refused.

@@ -78,8 +78,8 @@ const (
 	// RegressApply flushes the batch, and all after it, under new numbers: nothing new is lost, and what Redis brought back
 	// from the past may be counted again.
 	RegressApply OnRegress = iota
-	// RegressPark puts the batch, and whatever else was pending in its shard at that moment, into the dead letters, for
-	// somebody to decide about.
+	// RegressPark puts the batch, and whatever else is pending in its shard when the flusher finds out, into the dead letters,
+	// for somebody to decide about: what came back, and what was added since then.
 	RegressPark
 )
 
@@ -98,7 +98,7 @@ type Options struct {
 
 	// MaxPending bounds the fields (values of one column of one entity) in Redis. Each shard has an equal share of it, half
 	// for what is being flushed and half for what has come since; when that half is used up, Add returns ErrFull unless
-	// all of the call's fields are in it already. One round trip, of 1000 fields at most, may go beyond it. It does not bound
+	// all of the call's fields are in it already. One round trip, of 2000 fields at most, may go beyond it. It does not bound
 	// dead letters and their reasons, of 300 bytes each at most: watch Stats.DeadLetters. At least twice Shards. Defaults to
 	// 1,000,000, which is about 100 MB.
 	MaxPending int
@@ -128,7 +128,8 @@ type Options struct {
 	// At least 1ms. Defaults to 30s.
 	Backoff time.Duration
 
-	// OpTimeout bounds each round trip to Redis; Lease does that which reads a batch, if it is longer. At least 1ms. Defaults to 1s.
+	// OpTimeout bounds each round trip to Redis; Lease does those that read batches and dead letters, or put these back, if it is
+	// longer. At least 1ms. Defaults to 1s.
 	OpTimeout time.Duration
 
 	// AddTimeout is how long an Add waits at most, 7/8 of it at least, before it returns ErrUnconfirmed; its context may
@@ -248,7 +249,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	}
 	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {
-		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1)}
+		b.shards[i] = &shard{b: b, keys: b.keys.shard(i, b.writer), wake: make(chan struct{}, 1), lossAt: "0"}
 	}
 	return b, nil
 }
@@ -298,6 +299,11 @@ func (b *Buffer) register(ctx context.Context) (int, error) {
 	}
 	b.registered.Store(int64(sinceEpoch()))
 	return int(min(n, maxShards)), nil
+}
+
+// largeTimeout bounds a round trip that moves some MiB: that may take longer than OpTimeout, each time.
+func (b *Buffer) largeTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, max(b.opts.OpTimeout, b.opts.Lease))
 }
 
 // epoch is the origin of the package's monotonic clock.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -81,6 +82,26 @@ func TestShard_WhatRedisMustKnow(t *testing.T) {
 	require.Equal(t, "7", s.known())
 	s.confirmedAt = s.confirmedAt.Add(-writerTTL * 9 / 10)
 	require.Equal(t, "0", s.known())
+}
+
+// A group that waits for a Redis that hangs forgets the Adds that have left, and their timers have ended them.
+func TestGroup_ForgetsWavesThatEnded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = 80 * time.Millisecond
+		g := &group{}
+		began := time.Now()
+		var all []*wave
+		for range 1000 {
+			all = append(all, g.wave(time.Since(began), timeout))
+			require.LessOrEqual(t, len(g.waves), 10)
+			time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest's time
+		}
+		time.Sleep(timeout) //nolint:forbidigo // synctest's time
+		for _, w := range all {
+			<-w.done
+		}
+	})
 }
 
 func TestValue_MergesInAnyOrder(t *testing.T) {

@@ -45,11 +45,21 @@
 //
 // Redis falls back to an older state, since a failover lost writes or a snapshot was restored: what was added since is lost, and
 // what came back may have been flushed before. Or it comes back with nothing at all, as after FLUSHALL. The ledger never drops
-// what is new. It is reported by Hooks.Regress and Stats.Regressions, for each shard that values are flushed from later, once:
-// when a batch is not the one that the ledger expects next, or when Redis does not know of a round trip that it confirmed to a
-// process which is still there. If nothing of a shard was flushed before, and all such processes have ended, nobody knows. Where
-// the ledger is beyond Redis, Options.OnRegress decides what becomes of values that may have been flushed before. A new Redis
-// for a ledger that is not new is reported likewise, and its counts are right.
+// what is new. It is reported by Hooks.Regress and Stats.Regressions, for each shard that values are flushed from later, once, if
+// somebody notices:
+//
+//   - The sink: the batch has a place in the ledger that is taken, or is not of the epoch that the ledger knows. Where the
+//     ledger is beyond Redis, Options.OnRegress decides what becomes of values that may have been flushed before. A new Redis for
+//     a ledger that is not new is reported likewise, and its counts are right.
+//   - A process that adds or posts within 12 hours after the last time that Redis confirmed something to it, of which Redis does
+//     not know any more. What else was lost, of processes that have ended or were idle for longer, nobody knows.
+//   - Redis: the ledger has a version of the live batch that it does not know of. Rows that the sink refused, and that were to be
+//     dead letters, are lost then; which ones is not known.
+//
+// Two losses in a row, the first of which nobody noticed before the second, are reported as one.
+//
+// The database falls back to an older state, such as that of a backup: what was flushed since is lost, and not reported. The
+// ledger falls back with it and accepts each later batch, since it does not look for gaps.
 //
 // The sink is down: batches are retried with growing pauses, values wait without ever expiring, and when there are too many,
 // Add returns ErrFull for fields that are not among them; watch Stats.OldestAge.
@@ -67,7 +77,7 @@
 //	prefix:{name:n}:dead     a hash: dead letters
 //	prefix:{name:n}:reasons  a hash: why
 //	prefix:{name:n}:meta     a hash: the shard's batch number, lease and times
-//	prefix:{name:n}:w:id     a string: the last round trip of a process; it has a TTL of 24 hours
+//	prefix:{name:n}:w:id     a string: the last round trip of a process, one per process and shard; it has a TTL of 24 hours
 //	prefix:{name}:shards     a string: the number of shards
 //
 // Of these only w has a TTL. A field's name is the operation's sign, the column, a colon and the entity: "+views:post-42". Any

@@ -366,8 +366,7 @@ func (f *flusher) extend(ctx context.Context, k shardKeys, nonce string, lease t
 
 // read fills in the rows and the version of the live batch.
 func (f *flusher) read(ctx context.Context, k shardKeys, batch *Batch, info *FlushInfo) error {
-	// A batch with large texts may take longer than OpTimeout, each time.
-	ctx, cancel := context.WithTimeout(ctx, max(f.opts.OpTimeout, f.opts.Lease))
+	ctx, cancel := f.largeTimeout(ctx)
 	defer cancel()
 	reply, err := script.Do(ctx, f.client, readScript.Call([]string{k.meta, k.batch, k.marks}, batch.Nonce)).ToArray()
 	if err != nil {

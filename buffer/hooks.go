@@ -42,7 +42,7 @@ type RegressInfo struct {
 	Shard int
 	Rows  int // of the batch by which it was noticed
 	// Behind is whether the ledger is beyond the batch, so that what is pending may have been flushed before: then
-	// Options.OnRegress decides. If not, nothing can count twice.
+	// Options.OnRegress decides. If not, nothing counts twice by what is reported here; another loss is another report.
 	Behind bool
 	Parked bool // whether the batch goes to the dead letters
 }

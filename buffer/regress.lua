@@ -24,6 +24,6 @@ end
 redis.call('HSET', KEYS[1], 'follows', ARGV[2])
 redis.call('HINCRBY', KEYS[1], 'regressions', 1)
 -- What add.lua notices, or has noticed, is the same loss.
-lost(KEYS[1])
+noticed(KEYS[1])
 redis.call('HDEL', KEYS[1], 'untold')
 return {have[1], have[2], have[4], behind and '1' or '0', '1'}

@@ -48,7 +48,7 @@ var (
 	readScript     = script.New(readSource)
 	extendScript   = script.New(extendSource)
 	excludeScript  = script.New(excludeSource)
-	ackScript      = script.New(mergeSource + ackSource)
+	ackScript      = script.New(mergeSource + lossSource + ackSource)
 	regressScript  = script.New(lossSource + regressSource)
 	replayScript   = script.New(mergeSource + replaySource)
 	registerScript = script.New(registerSource)

@@ -231,7 +231,7 @@ func (b *Buffer) scanDead(ctx context.Context, fn func(k shardKeys, letters []st
 }
 
 func (b *Buffer) scan(ctx context.Context, k shardKeys, cursor string) (next string, letters []storedLetter, err error) {
-	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	ctx, cancel := b.largeTimeout(ctx)
 	defer cancel()
 	reply, err := script.Do(ctx, b.client, lettersScript.Call([]string{k.dead, k.reasons}, cursor)).ToArray()
 	if err != nil {
@@ -271,14 +271,12 @@ func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
 			}
 			fields = append(fields, l.field)
 		}
-		for chunk := range slices.Chunk(fields, maxTripFields) {
-			n, err := b.replay(ctx, k, chunk)
-			if err != nil {
-				return err
-			}
-			moved += int(n)
+		if len(fields) == 0 {
+			return nil
 		}
-		return nil
+		n, err := b.replay(ctx, k, fields)
+		moved += int(n)
+		return err
 	})
 	if err != nil {
 		return moved, fmt.Errorf("buffer: replay: %w", err)
@@ -287,7 +285,7 @@ func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
 }
 
 func (b *Buffer) replay(ctx context.Context, k shardKeys, fields []string) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
+	ctx, cancel := b.largeTimeout(ctx)
 	defer cancel()
 	args := append([]string{strconv.Itoa(usualBytes)}, fields...)
 	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, args...)).AsInt64()

@@ -66,11 +66,17 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 		t.Run(reason, func(t *testing.T) {
 			ctx := t.Context()
 			var told atomic.Int64
+			returned := make(chan struct{})
 			opts := buffer.Options{Prefix: redistest.Prefix(t), Shards: 1, MaxPending: 4}
 			other := newBuffer(t, raw, allColumns, opts)
 			opts.Hooks.Error = func(_ context.Context, op string, _ error) {
-				if op == buffer.OpPost {
+				if op != buffer.OpPost {
+					return
+				}
+				select {
+				case <-returned:
 					told.Add(1)
+				case <-time.After(5 * time.Second): // the Add that waits must not wait for a hook
 				}
 			}
 			held := newHeldClient()
@@ -101,6 +107,7 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 			}
 			close(held.release)
 			err := <-waiting
+			close(returned)
 			if reason == "overflow" {
 				require.ErrorIs(t, err, buffer.ErrOverflow)
 			} else {
@@ -128,6 +135,92 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 			require.Zero(t, stats.Dropped)
 		})
 	}
+}
+
+// steppedClient lets an add.lua through for each token.
+type steppedClient struct {
+	passThroughHook
+	reached, tokens chan struct{} // have room for one and two
+}
+
+func (h steppedClient) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if cmd.Commands()[2] == "3" {
+		select {
+		case h.reached <- struct{}{}:
+		default:
+		}
+		select {
+		case <-h.tokens:
+		case <-ctx.Done():
+		}
+	}
+	return client.Do(ctx, cmd)
+}
+
+// An Add waits for the round trip that is under way and its own, whatever was posted; and that goes along.
+func TestBuffer_AnAddDoesNotWaitForPosts(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	require.NoError(t, newBuffer(t, raw, allColumns, buffer.Options{}).Add(ctx, "e", buffer.Int("views", 1)), "Redis knows the script")
+	client := steppedClient{reached: make(chan struct{}, 1), tokens: make(chan struct{}, 2)}
+	b := newBuffer(t, rueidishook.WithHook(raw, client), allColumns, buffer.Options{Shards: 1, OpTimeout: time.Minute})
+	require.NoError(t, b.Post("first", buffer.Int("views", 1)))
+	<-client.reached
+	const posts = 5000
+	for i := range posts {
+		require.NoError(t, b.Post(strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	local := func() int {
+		stats, err := b.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Local
+	}
+	added := make(chan error)
+	go func() { added <- b.Add(ctx, "added", buffer.Int("views", 1)) }()
+	require.Eventually(t, func() bool { return local() == posts+2 }, 20*time.Second, time.Millisecond)
+	client.tokens <- struct{}{}
+	client.tokens <- struct{}{}
+	require.NoError(t, <-added)
+	require.Equal(t, posts-1000, local())
+	close(client.tokens)
+	require.NoError(t, b.Close(ctx))
+	sink := newMemorySink()
+	drainTo(t, b, sink)
+	require.Equal(t, int64(posts+2), sink.total())
+}
+
+// movingSlot answers add.lua as a cluster's node does while it moves the slot's keys to another.
+type movingSlot struct {
+	passThroughHook
+	times *atomic.Int64
+}
+
+func (h movingSlot) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if cmd.Commands()[2] == "3" && h.times.Add(-1) >= 0 {
+		cmd = client.B().Eval().Script("return redis.error_reply('TRYAGAIN Multiple keys request during rehashing of slot')").Numkeys(0).Build()
+	}
+	return client.Do(ctx, cmd)
+}
+
+func TestBuffer_ASlotThatMoves(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	moving := movingSlot{times: &atomic.Int64{}}
+	opts := buffer.Options{Prefix: redistest.Prefix(t), Shards: 1}
+	b := newBuffer(t, rueidishook.WithHook(raw, moving), allColumns, opts)
+	moving.times.Store(3)
+	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+	opts.AddTimeout = 50 * time.Millisecond
+	impatient := newBuffer(t, rueidishook.WithHook(raw, moving), allColumns, opts)
+	moving.times.Store(math.MaxInt64)
+	require.ErrorIs(t, impatient.Add(ctx, "e", buffer.Int("views", 10)), buffer.ErrUnconfirmed)
+	moving.times.Store(0)
+	require.NoError(t, impatient.Close(ctx))
+	sink := newMemorySink()
+	drainTo(t, b, sink)
+	require.Equal(t, int64(11), sink.total())
 }
 
 // Adds of one row that Redis does not take wait for AddTimeout each, 7/8 of it at least, whenever they come, or until their context
@@ -171,7 +264,7 @@ func TestBuffer_HowLongAnAddWaits(t *testing.T) {
 	add(ctx, 1, context.DeadlineExceeded, timeout*7/8) // overflows
 	ends, cancel := context.WithTimeout(ctx, timeout/4)
 	defer cancel()
-	add(ends, 0, context.DeadlineExceeded, timeout/4)
+	add(ends, 0, context.DeadlineExceeded, timeout/8)
 	ends, cancel = context.WithCancel(ctx)
 	time.AfterFunc(timeout/4, cancel)
 	add(ends, 0, context.Canceled, timeout/8)
@@ -282,41 +375,68 @@ func TestBuffer_AStateFromBeforeTheFirstClaimComesBack(t *testing.T) {
 	require.Equal(t, int64(1), stats.DeadLetters)
 }
 
-// slowRead delays read.lua, as large texts do.
-type slowRead struct {
+// slowTransfer delays read.lua, letters.lua and replay.lua, as large texts do.
+type slowTransfer struct {
 	passThroughHook
 	delay time.Duration
 }
 
-func (h slowRead) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
-	if cmd.Commands()[2] == "3" {
+func (h slowTransfer) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	keys, _ := strconv.Atoi(cmd.Commands()[2])
+	if last := cmd.Commands()[2+keys]; strings.HasSuffix(last, ":marks") || strings.HasSuffix(last, ":reasons") && keys != 5 {
 		_ = after(ctx, h.delay)
 	}
 	return client.Do(ctx, cmd)
 }
 
-// A batch whose transfer takes longer than OpTimeout is flushed all the same.
-func TestBuffer_ABatchThatTakesLongToRead(t *testing.T) {
+// A batch whose transfer takes longer than OpTimeout is flushed all the same, and dead letters are put back.
+func TestBuffer_WhatTakesLongToTransfer(t *testing.T) {
 	t.Parallel()
 	raw := redistest.Shared(t).Client(t)
 	opts := buffer.Options{Prefix: redistest.Prefix(t), Shards: 1, OpTimeout: time.Second}
 	b := newBuffer(t, raw, allColumns, opts)
 	require.NoError(t, b.Add(t.Context(), "e", buffer.Int("views", 1)))
-	flusher := newBuffer(t, rueidishook.WithHook(raw, slowRead{delay: 1500 * time.Millisecond}), allColumns, opts)
 	sink := newMemorySink()
-	_, err := flusher.Flush(t.Context(), sink)
+	refusing(sink, func(string) bool { return true })
+	drainTo(t, b, sink)
+	sink.before = nil
+	slow := newBuffer(t, rueidishook.WithHook(raw, slowTransfer{delay: 1500 * time.Millisecond}), allColumns, opts)
+	n, err := slow.Replay(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	_, err = slow.Flush(t.Context(), sink)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), sink.total())
 }
 
+// lettersSpy has the size of the largest portion of dead letters that was read.
+type lettersSpy struct {
+	passThroughHook
+	largest *atomic.Int64
+}
+
+func (h lettersSpy) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	keys := cmd.Commands()[2]
+	r := client.Do(ctx, cmd)
+	if keys != "2" {
+		return r
+	}
+	if reply, err := r.ToArray(); err == nil {
+		texts, _ := reply[1].AsStrSlice()
+		h.largest.Store(max(h.largest.Load(), int64(len(strings.Join(texts, "")))))
+	}
+	return r
+}
+
 // A batch is bounded by the bytes of its names and values too, whether they came by Add or Replay, and many small fields still
-// are one.
+// are one. So are portions of dead letters.
 func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	raw := redistest.Shared(t).Client(t)
 	prefix := redistest.Prefix(t)
-	b := newBuffer(t, raw, allColumns, buffer.Options{Prefix: prefix, Shards: 1})
+	letters := lettersSpy{largest: &atomic.Int64{}}
+	b := newBuffer(t, rueidishook.WithHook(raw, letters), allColumns, buffer.Options{Prefix: prefix, Shards: 1})
 	sink := newMemorySink()
 	var batches []int // bytes
 	apply := sinkFunc(func(ctx context.Context, batch *buffer.Batch) error {
@@ -362,8 +482,11 @@ func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
 	add()
 	flush(4, 6) // each once, and once empty
 	sink.before = nil
-	_, err := b.Replay(ctx)
+	n, err := b.Replay(ctx)
 	require.NoError(t, err)
+	require.Equal(t, 2*large, n)
+	require.Greater(t, letters.largest.Load(), int64(1<<20))
+	require.Less(t, letters.largest.Load(), int64(3<<20))
 	flush(2, 3)
 	require.Equal(t, int64(5*large), sink.total())
 

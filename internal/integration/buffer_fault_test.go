@@ -219,7 +219,7 @@ func TestBuffer_RedisFull(t *testing.T) {
 }
 
 // It is told once, and flushed all the same, when Redis may evict; and where it does not say whether it does, all goes on, the
-// notice of a loss included.
+// notice of each loss included.
 func TestBuffer_RedisEvicts(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
@@ -267,6 +267,17 @@ func TestBuffer_RedisEvicts(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Regressions)
 	require.Equal(t, int64(3), sink.total())
+	for loss := range 2 {
+		state := dump(t, raw, opts.Prefix)
+		require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+		restore(t, raw, opts.Prefix, state)
+		require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+		drainTo(t, limited, sink)
+		stats, err := limited.Stats(ctx)
+		require.NoError(t, err)
+		require.Equal(t, int64(2+loss), stats.Regressions)
+		require.Equal(t, int64(4+loss), sink.total())
+	}
 
 	for policy, want := range map[string]bool{"volatile-ttl": true, "noeviction": false} {
 		do("CONFIG", "SET", "maxmemory-policy", policy)
@@ -546,13 +557,54 @@ func TestBuffer_ALostAcknowledgementComesBack(t *testing.T) {
 	require.Zero(t, stats.Regressions)
 }
 
-// A snapshot that was written to disk, and is loaded by a server that was killed since.
+// An acknowledgement is lost with what the sink had refused before: the ledger has a version that Redis does not know of. Which
+// value is missing nobody knows, but that is told, once.
+func TestBuffer_WhatWasRefusedIsForgotten(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	var told []buffer.RegressInfo
+	b := newBuffer(t, raw, allColumns, buffer.Options{
+		Prefix: prefix, Shards: 1, Lease: 10 * time.Millisecond,
+		Hooks: buffer.Hooks{Regress: func(_ context.Context, info buffer.RegressInfo) { told = append(told, info) }},
+	})
+	sink := newMemorySink()
+	require.NoError(t, b.Add(ctx, "good", buffer.Int("views", 1)))
+	require.NoError(t, b.Add(ctx, "bad", buffer.Int("views", 1)))
+	var snapshot map[string]string
+	refusing(sink, func(e string) bool {
+		if snapshot == nil {
+			snapshot = dump(t, raw, prefix)
+		}
+		return e == "bad"
+	})
+	drainTo(t, b, sink)
+	require.Empty(t, told)
+	require.NoError(t, b.Add(ctx, "good", buffer.Int("views", 1)))
+	restore(t, raw, prefix, snapshot)
+	sink.before = nil // or it would be refused again
+	for total := int64(1); total < 4; total++ {
+		drainTo(t, b, sink)
+		require.Equal(t, total, sink.total())
+		require.Equal(t, []buffer.RegressInfo{{Rows: 2}}, told)
+		require.NoError(t, b.Add(ctx, "good", buffer.Int("views", 1)))
+	}
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), stats.Regressions)
+	require.Zero(t, stats.DeadLetters)
+}
+
+// A snapshot that was written to disk, and is loaded by a server that was killed since. What was lost is told once, also if a
+// process that knows of it comes long after the others, when the server was restarted without a loss.
 func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	client := server.Client(t)
 	ctx := t.Context()
-	b := newBuffer(t, client, allColumns, buffer.Options{Shards: 1})
+	opts := buffer.Options{Prefix: redistest.Prefix(t), Shards: 1}
+	b, idle := newBuffer(t, client, allColumns, opts), newBuffer(t, client, allColumns, opts)
 	sink := newMemorySink()
 	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
 	drainTo(t, b, sink)
@@ -575,6 +627,7 @@ func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
 	// And once more, without what was added last and not flushed: the ledger has nothing to say.
 	require.NoError(t, client.Do(ctx, client.B().Save().Build()).Error())
 	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+	require.NoError(t, idle.Add(ctx, "e", buffer.Int("views", 1)))
 	server.Kill(t)
 	server.Restart(t)
 	for range 2 {
@@ -582,6 +635,16 @@ func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
 		drainTo(t, b, sink)
 	}
 	require.Equal(t, int64(11), sink.total())
+	stats, err = b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(2), stats.Regressions)
+
+	require.NoError(t, client.Do(ctx, client.B().Save().Build()).Error())
+	server.Kill(t)
+	server.Restart(t)
+	require.NoError(t, idle.Add(ctx, "e", buffer.Int("views", 1)))
+	drainTo(t, b, sink)
+	require.Equal(t, int64(12), sink.total())
 	stats, err = b.Stats(ctx)
 	require.NoError(t, err)
 	require.Equal(t, int64(2), stats.Regressions)
