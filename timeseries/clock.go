@@ -25,7 +25,7 @@ const (
 	openEvery   = time.Hour   // how often the layout is looked at again
 	reopenAfter = time.Minute // if that failed
 	layoutSpare = 24 * time.Hour
-	clockDrift  = 2000        // a sample's uncertainty grows by 1/2000 of its age
+	clockDrift  = 2000 // a sample's uncertainty grows by 1/2000 of its age
 )
 
 var epoch = time.Now()

@@ -42,7 +42,7 @@ const (
 var (
 	errReply  = errors.New("unexpected reply from redis")
 	errBehind = notSentError{errors.New("not sent, for redis has not answered what was sent before")}
-	seed     = maphash.MakeSeed()
+	seed      = maphash.MakeSeed()
 )
 
 // lane is where events of some of the series wait for a round trip. While one is under way the next gather.
