@@ -788,7 +788,7 @@ func (s *Store) flush(ctx context.Context) error {
 
 // Close writes what this process has gathered, and waits for all that is under way. Later writes return ErrClosed; reading
 // goes on. It returns an error if anything was not written, or if ctx ends before: what is under way then goes on, for
-// two Timeouts at most. It does not close the client.
+// a Timeout per part, see Options.Timeout. It does not close the client.
 func (s *Store) Close(ctx context.Context) error {
 	s.closed.Store(true)
 	err := s.flush(ctx)
