@@ -62,6 +62,9 @@ func (s *Store) requests(bounds []int64, now, buckets int64) ([]request, error) 
 	limit := s.limit(now)
 	for i := range len(bounds) - 1 {
 		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start int64) {
+			if len(reqs) > maxKeys {
+				return
+			}
 			c, step := &current[r], s.levels[r].step
 			if start >= c.end {
 				c.start = floor(start, step*buckets)

@@ -375,6 +375,10 @@ func (l *lane) linger() {
 	}
 	l.mu.Lock()
 	l.hurry = false
+	select {
+	case <-l.wake: // it was for what is written now
+	default:
+	}
 	l.mu.Unlock()
 }
 

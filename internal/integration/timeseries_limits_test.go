@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"strconv"
@@ -379,7 +380,7 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 			require.NoError(t, s.Counter(series).IncrAt(ctx, time.Unix(at, 0), 1))
 		}
 		rec := httptest.NewRecorder()
-		handler.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+		handler.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 		m := regexp.MustCompile(`(?m)\{series="`+series+`"\} (\d+) (\d+)$`).FindAllStringSubmatch(rec.Body.String(), -1)
 		require.Len(t, m, 1, rec.Body.String())
 		require.Equal(t, "1", m[0][1])
@@ -405,11 +406,12 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 	ask := func(from, to time.Time, most int, targets []string) (answers []struct {
 		Target     string
 		Datapoints [][2]int64
-	}) {
+	},
+	) {
 		rec := httptest.NewRecorder()
 		body := fmt.Sprintf(`{"range": {"from": %q, "to": %q}, "maxDataPoints": %d, "targets": [%s]}`,
 			from.Format(time.RFC3339), to.Format(time.RFC3339), most, strings.Join(targets, ","))
-		handler.ServeHTTP(rec, httptest.NewRequest("POST", "/query", strings.NewReader(body)))
+		handler.ServeHTTP(rec, httptest.NewRequest(http.MethodPost, "/query", strings.NewReader(body)))
 		require.NoError(t, json.Unmarshal(rec.Body.Bytes(), &answers), rec.Body.String())
 		return answers
 	}
