@@ -24,7 +24,8 @@ const (
 
 	openEvery   = time.Hour   // how often the layout is looked at again
 	reopenAfter = time.Minute // if that failed
-	clockDrift  = 2000        // a sample's uncertainty grows by 1/2000 of its age
+	layoutSpare = 24 * time.Hour
+	clockDrift  = 2000 // a sample's uncertainty grows by 1/2000 of its age
 )
 
 var epoch = time.Now()
@@ -47,9 +48,17 @@ func (c sample) doubt(now time.Duration) time.Duration {
 type clock struct {
 	current atomic.Pointer[sample]
 	buckets atomic.Int64 // per chunk, 0 before open
+	opened  atomic.Int64 // when that was last agreed on, since epoch; 0 before
+	renew   atomic.Int64 // when it shall be again
 
-	mu     sync.Mutex // one open at a time
-	opened atomic.Int64
+	mu      sync.Mutex
+	opening *opening // under way
+}
+
+// opening is one for all that come meanwhile.
+type opening struct {
+	done chan struct{}
+	err  error
 }
 
 // observe takes a reply's time into account, if it tells more than what is known: the clock was set, or the trip was shorter.
@@ -65,19 +74,24 @@ func (c *clock) observe(server time.Duration, sent, received time.Duration) {
 	c.current.CompareAndSwap(old, &next)
 }
 
-// ready returns the time and how many buckets a chunk has. At first, and each hour, it asks Redis.
+// ready returns the time and how many buckets a chunk has. At first it asks Redis, and again each hour, without waiting for
+// that: the layout lives a day longer.
 func (s *Store) ready(ctx context.Context) (time.Time, int64, error) {
 	c := &s.clock
 	mono := sinceEpoch()
-	if opened := c.opened.Load(); opened == 0 || mono-time.Duration(opened) > openEvery {
-		err := s.open(ctx)
-		mono = sinceEpoch()
-		switch {
-		case err == nil:
-		case opened == 0:
-			return time.Time{}, 0, err
-		default: // what is known will do; the layout lives a day longer
-			c.opened.CompareAndSwap(opened, int64(mono-openEvery+reopenAfter))
+	opened := c.opened.Load()
+	stale := opened == 0 || mono-time.Duration(opened) > openEvery+layoutSpare
+	if stale || mono >= time.Duration(c.renew.Load()) {
+		if o := s.open(ctx, opened, stale); o != nil && stale {
+			select {
+			case <-o.done:
+				if o.err != nil {
+					return time.Time{}, 0, o.err
+				}
+			case <-ctx.Done():
+				return time.Time{}, 0, ctx.Err()
+			}
+			mono = sinceEpoch()
 		}
 	}
 	if s.opts.Clock != nil {
@@ -86,22 +100,46 @@ func (s *Store) ready(ctx context.Context) (time.Time, int64, error) {
 	return time.Unix(0, int64(mono+c.current.Load().offset)), c.buckets.Load(), nil
 }
 
-// open learns the server's time and agrees with all other processes on the buckets per chunk: who comes first decides by the
-// server's limit for small hashes, and the key outlives all chunks.
-func (s *Store) open(ctx context.Context) error {
+// open begins an opening, or returns that which is under way; nil if there has just been one.
+func (s *Store) open(ctx context.Context, opened int64, stale bool) *opening {
 	c := &s.clock
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if opened := c.opened.Load(); opened != 0 && sinceEpoch()-time.Duration(opened) <= openEvery {
+	if c.opening != nil {
+		return c.opening
+	}
+	if c.opened.Load() != opened || !stale && sinceEpoch() < time.Duration(c.renew.Load()) {
 		return nil
 	}
+	o := &opening{done: make(chan struct{})}
+	c.opening = o
+	ctx = context.WithoutCancel(ctx) // it is for many callers
+	go func() {
+		next := reopenAfter
+		if o.err = s.agree(ctx); o.err == nil {
+			next = openEvery
+			c.opened.Store(int64(sinceEpoch()))
+		}
+		c.renew.Store(int64(sinceEpoch() + next))
+		c.mu.Lock()
+		c.opening = nil
+		c.mu.Unlock()
+		close(o.done)
+	}()
+	return o
+}
+
+// agree learns the server's time and agrees with all other processes on the buckets per chunk: who comes first decides by the
+// server's limit for small hashes, and the key outlives all chunks.
+func (s *Store) agree(ctx context.Context) error {
+	c := &s.clock
+	bound, cancel := s.bounds.Bound(ctx, sinceEpoch())
+	defer cancel()
 	proposal := c.buckets.Load()
-	for {
+	for range 2 {
 		sent := sinceEpoch()
-		bound, cancel := s.bounds.Bound(ctx, sent)
 		values, err := script.Do(bound, s.client, openScript.Call([]string{s.keys.layout()},
 			strconv.FormatInt(s.layoutTTL().Milliseconds(), 10), strconv.FormatInt(proposal, 10))).AsIntSlice()
-		cancel()
 		if err != nil {
 			return err
 		}
@@ -110,15 +148,13 @@ func (s *Store) open(ctx context.Context) error {
 		}
 		received := sinceEpoch()
 		c.observe(time.Duration(values[0])*time.Second+time.Duration(values[1])*time.Microsecond, sent, received)
-		if values[2] > 0 {
+		if values[2] >= minBuckets && values[2] <= chunkBuckets {
 			c.buckets.Store(values[2])
-			c.opened.Store(int64(received))
 			return nil
 		}
-		bound, cancel = s.bounds.Bound(ctx, received)
 		proposal = s.proposal(bound)
-		cancel()
 	}
+	return errReply
 }
 
 // layoutTTL is longer than any chunk lives that is written until the layout is looked at again.
@@ -127,7 +163,7 @@ func (s *Store) layoutTTL() time.Duration {
 	for _, l := range s.levels {
 		longest = max(longest, l.keep+(chunkBuckets+2)*l.step)
 	}
-	return time.Duration(longest)*time.Second + s.opts.MaxFuture + openEvery + 24*time.Hour
+	return time.Duration(longest)*time.Second + s.opts.MaxFuture + openEvery + layoutSpare
 }
 
 // proposal is how many buckets per chunk suit the server, or servers. One that does not tell has the default limit.

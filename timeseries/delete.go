@@ -13,11 +13,13 @@ import (
 const (
 	unlinkKeys     = 500 // per command
 	deleteCommands = 100 // per round trip
+	maxDelete      = 1_000_000
 )
 
 // Delete removes all that series has in [from, to): its counter, statistics, distinct count and top list. Both must be borders of
 // the largest buckets, else it is ErrResolution, for what many events add up to cannot be taken apart. Two zero times stand for
-// everything. After an error some may be left: repeat it. It does not reach what processes have not written yet.
+// everything. After an error some may be left: repeat it. It does not reach what processes have not written yet. One that
+// would be of more than a million keys deletes nothing and is ErrTooMany: ask for shorter intervals.
 func (s *Store) Delete(ctx context.Context, series string, from, to time.Time) error {
 	if err := s.delete(ctx, series, from, to); err != nil {
 		return fmt.Errorf("timeseries: delete: %w", err)
@@ -36,6 +38,9 @@ func (s *Store) delete(ctx context.Context, series string, from, to time.Time) e
 	now := at.Unix()
 	first, last := int64(0), s.limit(now)
 	if !from.IsZero() || !to.IsZero() {
+		if err := checkTimes(from, to); err != nil {
+			return err
+		}
 		if to.Before(from) {
 			return errors.New("the interval ends before it begins")
 		}
@@ -46,19 +51,29 @@ func (s *Store) delete(ctx context.Context, series string, from, to time.Time) e
 		}
 		first, last = from.Unix(), min(last, to.Unix())
 	}
+	var low, high [maxLevels]int64 // buckets of each level
+	var all int64
+	for r, l := range s.levels {
+		low[r] = max(first, floor(now-l.keep-(buckets+2)*l.step, l.step)) / l.step // nothing is older
+		high[r] = last / l.step
+		n := max(0, high[r]-low[r])
+		all += 2*n + 2*n/buckets
+	}
+	if all > maxDelete {
+		return ErrTooMany
+	}
 	d := deletion{s: s}
-	for _, l := range s.levels {
-		low := max(first, floor(now-l.keep-(buckets+2)*l.step, l.step)) / l.step // nothing is older
-		high := last / l.step
+	for r, l := range s.levels {
+		low, high := low[r], high[r]
 		for _, kind := range []byte{kindDistinct, kindTop} {
 			base := s.keys.base(kind, series, l.step, buckets)
-			for b := low; b < high; b++ {
+			for b := low; b < high && d.err == nil; b++ {
 				d.unlink(ctx, base+strconv.FormatInt(b, 10))
 			}
 		}
 		for _, kind := range []byte{kindCounter, kindStats} {
 			base := s.keys.base(kind, series, l.step, buckets)
-			for b := low; b < high; {
+			for b := low; b < high && d.err == nil; {
 				chunk := floor(b, buckets) / buckets
 				end := (chunk + 1) * buckets
 				key := base + strconv.FormatInt(chunk, 10)

@@ -30,11 +30,17 @@
 // # When something fails
 //
 // A reply is lost, or Redis hangs: the call returns [ErrUnknown] after Options.Timeout, or twice that if it had to wait for
-// another. The event may have been counted; nothing is ever sent twice. What was acknowledged stands.
+// another. The first call of a process waits for one more, which all first calls share. The event may have been counted; what may have
+// been is never sent twice. What was acknowledged stands.
 //
-// Redis is down, full, read-only or loading: an error, and nothing is counted. With FlushEvery what Redis has surely not taken is
-// kept and written later, up to Options.MaxPending; what it may have taken is not, and Hooks.Drop tells. A process that ends
-// without Close loses what it has gathered.
+// Redis is down, full, read-only or loading: an error, and what it is about is not counted. A full Redis still takes some: top
+// lists of TopSize members, and what shares their script. With FlushEvery what Redis has surely not taken is kept and written later,
+// up to Options.MaxPending; what it may have taken is not, and Hooks.Drop tells. A process that ends without Close loses what
+// it has gathered. What is gathered goes out in parts of some 2000 buckets and members, of which each may take Options.Timeout; where one
+// is not answered those behind it are not sent, except in a cluster.
+//
+// A slot of a cluster moves: Redis refuses scripts of which some keys have moved, or are new, with TRYAGAIN. They are sent again
+// until Options.Timeout ends, and then refused: a series whose slot takes longer cannot begin new chunks meanwhile.
 //
 // Redis restarts, fails over or evicts: what it lost is missing from answers, without notice. An append-only file that is synced
 // each second loses up to a second; replication is asynchronous. Use maxmemory-policy noeviction: all keys have an expiry, so the
@@ -53,13 +59,19 @@
 // first process to come makes chunks as small as that, and the layout key tells the others; where CONFIG is forbidden
 // it is 120. A limit below 16 is taken for a wish to have no such hashes. The key expires when nothing can be left that was
 // written by it. If it is lost, the next process decides anew; should the limit have changed meanwhile, those that run go
-// on as before for up to an hour.
+// on as before for up to an hour, a day if they cannot ask. Something that is no number from 16 to 120 is replaced.
 //
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. Large parts of a chart are read by
-// DUMP, which is ten times cheaper than HGETALL; where that is forbidden or has another format, HGETALL is used after
-// all, at the cost of one more round trip, once. Users may test with miniredis.
+// DUMP, which is ten times cheaper than HGETALL; where that is forbidden HGETALL is used after all, at the cost of one more round
+// trip, once; where it has another format, each time. Users may test with miniredis.
+//
+// A user with an ACL needs, on prefix:*, EVAL, EVALSHA, TIME, GET, SET, PTTL and PEXPIREAT for anything; to write counters HINCRBY and
+// HDEL, statistics HGET, HSET and HDEL, distinct counts PFADD, top lists ZCARD, ZSCORE, ZADD and ZPOPMIN; to read HMGET, DUMP
+// or HGETALL, PFCOUNT and ZRANGE; to delete UNLINK and HDEL. CONFIG GET is asked for once and may be refused. Without one
+// of those that a write needs it is refused, though top lists and distinct counts may have it in part; a user who loses
+// PEXPIREAT while processes run may leave such keys without expiry.
 //
 // # What it is not for
 //

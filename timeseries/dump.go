@@ -3,6 +3,7 @@ package timeseries
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strconv"
 )
 
@@ -10,7 +11,10 @@ import (
 // both sides ten times as much. This is the format of Redis' RDB files, as of versions 7.0 to 8 and of Valkey 8: a type, a
 // length, and for a small hash a listpack, which may be compressed. Whatever is not just that is read by HGETALL instead.
 
-var errDump = errors.New("not a dump of a hash")
+var (
+	errDump   = errors.New("not a dump of a hash") // of one key
+	errNoDump = fmt.Errorf("%w: the command is forbidden", errDump)
+)
 
 const (
 	rdbHash         = 4

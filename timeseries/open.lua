@@ -2,13 +2,16 @@
 -- KEYS layout
 -- ARGV its TTL in ms; buckets to propose, 0 for none
 -- Returns the server's time, in seconds and microseconds, and the buckets, 0 if nobody has proposed any yet.
--- The first proposal stands for as long as anybody uses the store and a chunk may live after that.
+-- The first proposal stands for as long as anybody uses the store and a chunk may live after that: the TTL only grows. What is not
+-- 16 to 120 is replaced. All of PTTL and PEXPIREAT run each time: who may not use them could not write either.
 local t = redis.call('TIME')
-local buckets = redis.call('GET', KEYS[1])
-if not buckets and ARGV[2] ~= '0' then
-	buckets = ARGV[2]
-	redis.call('SET', KEYS[1], buckets, 'PX', ARGV[1])
-elseif buckets then
-	redis.call('PEXPIRE', KEYS[1], ARGV[1])
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local text = redis.call('GET', KEYS[1])
+local buckets = text and tonumber(text)
+if not (buckets and buckets >= 16 and buckets <= 120 and buckets % 1 == 0) then
+	buckets = tonumber(ARGV[2])
+	if buckets > 0 then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
 end
-return {tonumber(t[1]), tonumber(t[2]), tonumber(buckets) or 0}
+local ttl = math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[1]))
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', now + ttl))
+return {tonumber(t[1]), tonumber(t[2]), buckets}

@@ -60,6 +60,8 @@ type Series struct {
 	Points []Point
 	Step   time.Duration // 0 with Calendar
 	At     time.Time     // when it was read
+	// Err is ErrOverflow if a point would leave its range. There are no Points then. Only RangeMany sets it.
+	Err error
 	Covered
 }
 
@@ -112,11 +114,14 @@ func (c Counter) Range(ctx context.Context, r Range) (Series, error) {
 	if err != nil {
 		return Series{}, fmt.Errorf("timeseries: range: %w", err)
 	}
+	if err := all[0].Err; err != nil {
+		return Series{}, fmt.Errorf("timeseries: range: %w", err)
+	}
 	return all[0], nil
 }
 
 // RangeMany returns the points of the counters of several series, in their order, in one round trip: in a cluster one per
-// node, at the same time.
+// node, at the same time. One that overflows has a Series.Err, and does not keep the others from being answered.
 func (s *Store) RangeMany(ctx context.Context, r Range, series ...string) ([]Series, error) {
 	all, err := s.rangeMany(ctx, r, series)
 	if err != nil {
@@ -131,7 +136,9 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 		return nil, err
 	}
 	all := make([]Series, len(series))
+	sums := make([][]wide, len(series))
 	for i := range all {
+		sums[i] = make([]wide, len(f.bounds)-1)
 		all[i] = Series{Points: make([]Point, len(f.bounds)-1), Step: f.step, At: f.at, Covered: f.covered}
 		for j := range all[i].Points {
 			p := &all[i].Points[j]
@@ -144,15 +151,25 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 		if err != nil {
 			return errReply
 		}
-		p := &all[i].Points[j]
-		p.Missing = false
-		return addTo(&p.Value, n)
+		all[i].Points[j].Missing = false
+		sums[i][j].add(n)
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	for i := range all {
 		points := all[i].Points
+		for j := range points {
+			var fits bool
+			if points[j].Value, fits = sums[i][j].int64(); !fits {
+				all[i].Err, all[i].Points, points = ErrOverflow, nil, nil
+				break
+			}
+		}
+		if points == nil {
+			continue
+		}
 		f.fill(r.Fill, func(j int) bool { return !points[j].Missing }, func(j int) { points[j].Filled = true },
 			func(j, a, b int, part float64) {
 				points[j].Filled = true
@@ -278,6 +295,9 @@ func (s *Store) frame(ctx context.Context, r Range, series []string) (*frame, er
 	case r.Fill > FillLinear:
 		return nil, fmt.Errorf("Range.Fill must be one of the constants, got %d", r.Fill)
 	}
+	if err := checkTimes(r.From, r.To); err != nil {
+		return nil, err
+	}
 	at, buckets, err := s.ready(ctx)
 	if err != nil {
 		return nil, err
@@ -362,7 +382,7 @@ func (s *Store) stepBounds(f *frame, r Range) error {
 		f.covered.Exact = r.Step == 0
 	}
 	from, to = floor(from, step), ceil(to, step)
-	if (to-from)/step > int64(r.MaxPoints) {
+	if (to-from)/step > int64(r.MaxPoints) || step > math.MaxInt64/int64(time.Second) {
 		return ErrTooMany
 	}
 	f.step = time.Duration(step) * time.Second

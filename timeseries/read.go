@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 	"strconv"
 	"strings"
 	"time"
@@ -61,6 +62,9 @@ func (s *Store) requests(bounds []int64, now, buckets int64) ([]request, error) 
 	limit := s.limit(now)
 	for i := range len(bounds) - 1 {
 		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start int64) {
+			if len(reqs) > maxKeys {
+				return
+			}
 			c, step := &current[r], s.levels[r].step
 			if start >= c.end {
 				c.start = floor(start, step*buckets)
@@ -134,6 +138,9 @@ func (s *Store) fetch(ctx context.Context, kind byte, series []string, bounds []
 		q := &reqs[i%len(reqs)]
 		pairs, err = pairsOf(pairs[:0], r, q, noDump)
 		if errors.Is(err, errDump) {
+			if errors.Is(err, errNoDump) {
+				s.noDump.Store(true)
+			}
 			again = append(again, i)
 			continue
 		}
@@ -147,7 +154,6 @@ func (s *Store) fetch(ctx context.Context, kind byte, series []string, bounds []
 	if len(again) == 0 {
 		return nil
 	}
-	s.noDump.Store(true)
 	cmds = cmds[:0]
 	for _, i := range again {
 		cmds = append(cmds, s.client.B().Hgetall().Key(keys[i]).Build())
@@ -206,10 +212,14 @@ func pairsOf(pairs []pair, r rueidis.RedisResult, q *request, noDump bool) ([]pa
 	}
 	dump, err := r.ToString()
 	if err != nil {
-		switch _, refused := rueidis.IsRedisErr(err); {
+		e, _ := rueidis.IsRedisErr(err)
+		switch {
 		case rueidis.IsRedisNil(err):
 			return pairs, nil
-		case refused:
+		case e == nil:
+		case strings.HasPrefix(e.Error(), "NOPERM"), strings.Contains(e.Error(), "unknown command"):
+			return pairs, errNoDump
+		case strings.HasPrefix(e.Error(), "WRONGTYPE"): // miniredis
 			return pairs, errDump
 		}
 		return pairs, err
@@ -240,8 +250,23 @@ func seconds(t time.Time) int64 {
 
 func timeOf(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }
 
+// mostSeconds is before and after 1970 for how long times make sense: a million years.
+const mostSeconds = 1 << 45
+
+func checkTimes(from, to time.Time) error {
+	for _, t := range []time.Time{from, to} {
+		if t.Unix() < -mostSeconds || t.Unix() > mostSeconds {
+			return errors.New("a time is more than a million years from 1970")
+		}
+	}
+	return nil
+}
+
 // interval is what [from, to) comes to.
 func (s *Store) interval(from, to, at time.Time) (bounds [2]int64, c Covered, err error) {
+	if err := checkTimes(from, to); err != nil {
+		return bounds, c, err
+	}
 	if to.Before(from) {
 		return bounds, c, errors.New("the interval ends before it begins")
 	}
@@ -257,14 +282,20 @@ func (s *Store) interval(from, to, at time.Time) (bounds [2]int64, c Covered, er
 // intervals that meet add up: Sum(a, b) + Sum(b, c) = Sum(a, c).
 func (c Counter) Sum(ctx context.Context, from, to time.Time) (Total, error) {
 	var total Total
+	var sum wide
 	var err error
 	total.Covered, err = c.s.sum(ctx, kindCounter, c.series, from, to, func(v value) error {
 		n, err := v.int()
 		if err != nil {
 			return errReply
 		}
-		return addTo(&total.Value, n)
+		sum.add(n)
+		return nil
 	})
+	var fits bool
+	if total.Value, fits = sum.int64(); err == nil && !fits {
+		err = ErrOverflow
+	}
 	if err != nil {
 		return Total{}, fmt.Errorf("timeseries: sum: %w", err)
 	}
@@ -296,15 +327,20 @@ func (s *Store) sum(ctx context.Context, kind byte, series string, from, to time
 	return covered, s.fetch(ctx, kind, []string{series}, bounds[:], now.Unix(), buckets, func(_, _ int, v value) error { return add(v) })
 }
 
-// addTo adds n to sum.
-func addTo(sum *int64, n int64) error {
-	total := *sum + n
-	if n != 0 && (total > *sum) != (n > 0) {
-		return ErrOverflow
-	}
-	*sum = total
-	return nil
+// wide is a sum of 128 bits: more than there are buckets to add up.
+type wide struct {
+	high int64
+	low  uint64
 }
+
+func (w *wide) add(n int64) {
+	var carry uint64
+	w.low, carry = bits.Add64(w.low, uint64(n), 0)
+	w.high += n>>63 + int64(carry)
+}
+
+// int64 returns the sum, and whether it is one.
+func (w *wide) int64() (int64, bool) { return int64(w.low), w.high == int64(w.low)>>63 }
 
 // addValue merges what a bucket of stats holds: "count sum least greatest", or, where that would be long, the letter b and
 // the same as float64.

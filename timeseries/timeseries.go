@@ -87,7 +87,8 @@ type Options struct {
 	// At least 1ms, at most 1h.
 	FlushEvery time.Duration
 
-	// MaxPending bounds the events of different buckets, and members, that wait in this process. At least 1000. Defaults to 100,000.
+	// MaxPending bounds the events of different buckets, and members, that wait in this process: the call that reaches it may go beyond.
+	// At least 1000. Defaults to 100,000.
 	MaxPending int
 
 	// MaxLate is how old an event may be. 0 is as old as a resolution keeps it. Whole seconds.
@@ -100,7 +101,8 @@ type Options struct {
 	// have the same; after a change lists begin anew. 1 to 10,000. Defaults to 100.
 	TopSize int
 
-	// Timeout bounds each round trip; a call waits for two at most. The client's Dialer.Timeout should not be longer. At
+	// Timeout bounds each round trip; a call waits for two at most, the first ones for three, more if thousands of buckets are written at
+	// once. With FlushEvery, a Flush may take as many as there are parts to write: 2000 buckets or members each. The client's Dialer.Timeout should not be longer. At
 	// least 1ms, at most 1h. Defaults to 1s.
 	Timeout time.Duration
 
@@ -123,7 +125,7 @@ type Hooks struct {
 
 // WriteInfo describes a round trip.
 type WriteInfo struct {
-	Buckets int   // of the smallest width
+	Buckets int   // of the smallest width, each 1000 members as one more
 	Events  int64 // how many calls there were
 	Took    time.Duration
 	Err     error // of the round trip as a whole
@@ -287,7 +289,7 @@ func (s *Store) Top(series string) Top { return Top{s, series} }
 
 // Totals are what a store has done since New.
 type Totals struct {
-	Written int64 // events that Redis has confirmed
+	Written int64 // events that Redis has confirmed; where a part of many members was refused, divided as they are
 	Late    int64 // events that were too late
 	Future  int64 // events that were too far ahead
 	Refused int64 // events that overflowed, that there was no room for, or that Redis refused

@@ -410,8 +410,15 @@ func TestAdd_NeverWraps(t *testing.T) {
 		require.Equal(t, c.want, got)
 		require.Equal(t, c.ok, ok, "%+v", c)
 	}
-	sum := int64(-most)
-	require.NoError(t, addTo(&sum, -1))
-	require.EqualValues(t, least, sum)
-	require.ErrorIs(t, addTo(&sum, -1), ErrOverflow)
+	var sum wide
+	for _, n := range []int64{least, least, -1} {
+		sum.add(n)
+	}
+	_, fits := sum.int64()
+	require.False(t, fits)
+	sum.add(most)
+	sum.add(most)
+	got, fits := sum.int64()
+	require.True(t, fits)
+	require.EqualValues(t, -3, got)
 }

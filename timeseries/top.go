@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -64,18 +65,26 @@ func (t Top) list(ctx context.Context, from, to time.Time, k int) (total TopTota
 		if len(members) >= t.s.opts.TopSize {
 			smallest = int64(members[0].Score)
 		}
-		doubt += smallest
+		doubt = saturated(doubt, smallest)
 		for _, m := range members {
-			above[m.Member] += int64(m.Score) - smallest
+			above[m.Member] = saturated(above[m.Member], int64(m.Score)-smallest)
 		}
 	}
 	total.Ranked = make([]Ranked, 0, len(above))
 	for m, n := range above {
-		total.Ranked = append(total.Ranked, Ranked{m, n + doubt, doubt})
+		total.Ranked = append(total.Ranked, Ranked{m, saturated(n, doubt), doubt})
 	}
 	slices.SortFunc(total.Ranked, func(a, b Ranked) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), strings.Compare(a.Member, b.Member))
 	})
 	total.Ranked = total.Ranked[:min(k, len(total.Ranked))]
 	return total, nil
+}
+
+// saturated returns a+b, or the largest int64. Both are positive.
+func saturated(a, b int64) int64 {
+	if sum := a + b; sum >= a {
+		return sum
+	}
+	return math.MaxInt64
 }

@@ -34,12 +34,15 @@ const (
 
 	maxCallOps     = 500 // per script
 	maxCallMembers = 1000
+	maxTripSize    = 4 * maxCallOps // operations and members under one Timeout; a script more at most
+	tryAgainAfter  = 5 * time.Millisecond
 	gatherRounds   = 8
 )
 
 var (
-	errReply = errors.New("unexpected reply from redis")
-	seed     = maphash.MakeSeed()
+	errReply  = errors.New("unexpected reply from redis")
+	errBehind = notSentError{errors.New("not sent, for redis has not answered what was sent before")}
+	seed      = maphash.MakeSeed()
 )
 
 // lane is where events of some of the series wait for a round trip. While one is under way the next gather.
@@ -263,8 +266,19 @@ func (l *lane) add(k opKey, members int, merge func(*op) bool) (*batch, *op, err
 		l.next = b
 	}
 	o := b.ops[k]
+	full := l.s.pending.Load() >= int64(l.s.opts.MaxPending)
+	if full && members > 0 {
+		return nil, nil, ErrFull
+	}
+	if o != nil && l.s.opts.FlushEvery == 0 && len(o.members)+members > maxCallMembers {
+		o = nil // callers wait for an outcome, of which a script has one
+	}
+	before := 0
+	if o != nil {
+		before = len(o.members)
+	}
 	if o == nil || !merge(o) {
-		if l.s.pending.Load() >= int64(l.s.opts.MaxPending) {
+		if full {
 			return nil, nil, ErrFull
 		}
 		o = &op{opKey: k}
@@ -272,11 +286,9 @@ func (l *lane) add(k opKey, members int, merge func(*op) bool) (*batch, *op, err
 			o.members = make(map[string]int64, members)
 		}
 		merge(o)
-		l.put(o, 0)
-	}
-	if members > 0 { // more than there are if some were there before: it is a bound
-		b.size += members
-		l.s.pending.Add(int64(members))
+		l.put(o)
+	} else {
+		l.grow(len(o.members) - before)
 	}
 	b.calls++
 	o.events++
@@ -290,12 +302,17 @@ func (l *lane) add(k opKey, members int, merge func(*op) bool) (*batch, *op, err
 func newBatch() *batch { return &batch{ops: make(map[opKey]*op, 8), done: make(chan struct{})} }
 
 // put adds an op to the next batch. l.mu is held.
-func (l *lane) put(o *op, members int) {
+func (l *lane) put(o *op) {
 	b := l.next
 	b.ops[o.opKey] = o
 	b.list = append(b.list, o)
-	b.size += 1 + members
-	l.s.pending.Add(int64(1 + members))
+	l.grow(1 + len(o.members))
+}
+
+// grow accounts for ops and members of the next batch. l.mu is held.
+func (l *lane) grow(n int) {
+	l.next.size += n
+	l.s.pending.Add(int64(n))
 }
 
 // send writes until there is nothing left.
@@ -346,7 +363,7 @@ func (l *lane) gather() {
 // linger waits for FlushEvery, or until somebody asks for a Flush.
 func (l *lane) linger() {
 	l.mu.Lock()
-	wait := !l.hurry && l.next != nil
+	wait := !l.hurry && l.next != nil && !l.s.closed.Load()
 	l.mu.Unlock()
 	if wait {
 		timer := time.NewTimer(l.s.opts.FlushEvery)
@@ -358,6 +375,10 @@ func (l *lane) linger() {
 	}
 	l.mu.Lock()
 	l.hurry = false
+	select {
+	case <-l.wake: // it was for what is written now
+	default:
+	}
 	l.mu.Unlock()
 }
 
@@ -371,8 +392,14 @@ func (l *lane) keep(b *batch) {
 		if l.next == nil {
 			l.next = newBatch()
 		}
-		if n := l.next.ops[o.opKey]; n == nil || !n.mergeOp(o) {
-			l.put(&op{opKey: o.opKey, n: o.n, stats: o.stats, members: o.members, events: o.events}, len(o.members))
+		n, before := l.next.ops[o.opKey], 0
+		if n != nil {
+			before = len(n.members)
+		}
+		if n == nil || !n.mergeOp(o) {
+			l.put(&op{opKey: o.opKey, n: o.n, stats: o.stats, members: o.members, events: o.events})
+		} else {
+			l.grow(len(n.members) - before)
 		}
 	}
 }
@@ -433,7 +460,7 @@ func mayPass(err error) bool {
 func (s *Store) trip(b *batch) {
 	ctx := context.Background() // it is for many callers
 	began := sinceEpoch()
-	err := s.tripOf(ctx, b, began)
+	err := s.tripOf(ctx, b)
 	var events int64
 	for _, o := range b.list {
 		events += o.events
@@ -451,7 +478,7 @@ func (s *Store) trip(b *batch) {
 	}
 }
 
-func (s *Store) tripOf(ctx context.Context, b *batch, began time.Duration) (first error) {
+func (s *Store) tripOf(ctx context.Context, b *batch) (first error) {
 	_, buckets, err := s.ready(ctx)
 	if err != nil {
 		for _, o := range b.list {
@@ -466,41 +493,130 @@ func (s *Store) tripOf(ctx context.Context, b *batch, began time.Duration) (firs
 		}
 		return c
 	})
-	var calls []script.Call
-	var owners [][]*op // of each call's operations
-	w := newWriter(s, buckets, min(len(b.list), maxCallOps))
-	for _, o := range b.list {
-		if len(w.owners) > 0 && (s.cluster && o.series != w.owners[0].series || len(w.owners) >= maxCallOps || w.members >= maxCallMembers) {
-			calls, owners = append(calls, w.call()), append(owners, w.owners)
-			w = newWriter(s, buckets, 0)
+	b.list = split(b.list)
+	var stopped error
+	for rest := b.list; len(rest) > 0; {
+		var t tripPart
+		t, rest = s.part(rest, buckets)
+		if stopped != nil {
+			t.fail(stopped)
+			continue
 		}
-		w.add(o)
-	}
-	calls, owners = append(calls, w.call()), append(owners, w.owners)
-
-	bound, cancel := s.bounds.Bound(ctx, began)
-	defer cancel()
-	sent := sinceEpoch()
-	var few [1]rueidis.RedisResult
-	results := few[:]
-	if len(calls) == 1 {
-		few[0] = script.Do(bound, s.client, calls[0])
-	} else {
-		results = script.DoMulti(bound, s.client, calls)
-	}
-	received := sinceEpoch()
-	for i, r := range results {
-		err := s.settle(r, owners[i], sent, received)
-		for _, o := range owners[i] {
-			if err != nil {
-				o.err = err
-			}
-		}
+		err := s.send(ctx, t)
 		if first == nil {
 			first = err
 		}
+		if !s.cluster && (errors.Is(err, ErrUnknown) || mayPass(err)) { // there the others may be of other nodes
+			stopped = errBehind
+		}
 	}
 	return first
+}
+
+// split makes each op as small as a script can take, so that each has one outcome. Only those that nobody waits for are larger.
+func split(list []*op) []*op {
+	var parts []*op
+	for i, o := range list {
+		if len(o.members) <= maxCallMembers {
+			if parts != nil {
+				parts = append(parts, o)
+			}
+			continue
+		}
+		if parts == nil {
+			parts = slices.Clone(list[:i])
+		}
+		left, events := len(o.members), o.events
+		for names := range slices.Chunk(slices.Collect(maps.Keys(o.members)), maxCallMembers) {
+			p := &op{opKey: o.opKey, members: make(map[string]int64, len(names)), events: events * int64(len(names)) / int64(left)}
+			for _, m := range names {
+				p.members[m] = o.members[m]
+			}
+			left -= len(names)
+			events -= p.events
+			parts = append(parts, p)
+		}
+	}
+	if parts == nil {
+		return list
+	}
+	return parts
+}
+
+// tripPart is what goes to Redis under one Timeout: a few scripts, so that a backlog is no harder on it than many calls are.
+type tripPart struct {
+	calls  []script.Call
+	owners [][]*op // of each call's operations
+}
+
+func (t tripPart) fail(err error) {
+	for _, owners := range t.owners {
+		for _, o := range owners {
+			o.err = err
+		}
+	}
+}
+
+// part returns the scripts for the first ops of a list, and the others.
+func (s *Store) part(list []*op, buckets int64) (t tripPart, rest []*op) {
+	size := 0
+	w := newWriter(s, buckets, min(len(list), maxCallOps))
+	for i, o := range list {
+		if len(w.owners) > 0 && (s.cluster && o.series != w.owners[0].series || len(w.owners) >= maxCallOps || w.members+len(o.members) > maxCallMembers) {
+			t.calls, t.owners = append(t.calls, w.call()), append(t.owners, w.owners)
+			if size >= maxTripSize {
+				return t, list[i:]
+			}
+			w = newWriter(s, buckets, 0)
+		}
+		size += 1 + len(o.members)
+		w.add(o)
+	}
+	t.calls, t.owners = append(t.calls, w.call()), append(t.owners, w.owners)
+	return t, nil
+}
+
+// send sends a part, and sends again what Redis could not do while a slot moved: it has surely not begun that.
+func (s *Store) send(ctx context.Context, t tripPart) (first error) {
+	var moving error
+	bound, cancel := s.bounds.Bound(ctx, sinceEpoch())
+	defer cancel()
+	for {
+		sent := sinceEpoch()
+		var few [1]rueidis.RedisResult
+		results := few[:]
+		if len(t.calls) == 1 {
+			few[0] = script.Do(bound, s.client, t.calls[0])
+		} else {
+			results = script.DoMulti(bound, s.client, t.calls)
+		}
+		received := sinceEpoch()
+		var again tripPart
+		for i, r := range results {
+			err := s.settle(r, t.owners[i], sent, received)
+			if err != nil {
+				tripPart{owners: t.owners[i : i+1]}.fail(err)
+			}
+			if e, ok := rueidis.IsRedisErr(r.Error()); ok && e.IsTryAgain() {
+				again.calls, again.owners = append(again.calls, t.calls[i]), append(again.owners, t.owners[i])
+				moving = err
+			} else if first == nil {
+				first = err
+			}
+		}
+		if len(again.calls) == 0 {
+			return first
+		}
+		timer := time.NewTimer(tryAgainAfter)
+		select {
+		case <-timer.C:
+		case <-bound.Done():
+			timer.Stop()
+			return cmp.Or(first, moving)
+		}
+		t = again
+		t.fail(nil)
+	}
 }
 
 // settle gives each operation of a call its error, or returns one for all.
@@ -599,7 +715,7 @@ func (w *writer) begin(o *op) {
 	}
 }
 
-// add appends the operations of an op: several if it has many members.
+// add appends the operation of an op.
 func (w *writer) add(o *op) {
 	w.begin(o)
 	switch o.kind {
@@ -608,16 +724,12 @@ func (w *writer) add(o *op) {
 	case kindStats:
 		w.operation(o, strconv.FormatInt(o.stats.count, 10), formatFloat(o.stats.sum), formatFloat(o.stats.least), formatFloat(o.stats.most))
 	case kindDistinct:
-		for part := range chunks(o.members) {
-			w.operation(o, strconv.Itoa(len(part)))
-			w.args = append(w.args, part...)
-		}
+		w.operation(o, strconv.Itoa(len(o.members)))
+		w.args = slices.AppendSeq(w.args, maps.Keys(o.members))
 	case kindTop:
-		for part := range chunks(o.members) {
-			w.operation(o, strconv.Itoa(w.s.opts.TopSize), strconv.Itoa(len(part)))
-			for _, m := range part {
-				w.args = append(w.args, m, strconv.FormatInt(o.members[m], 10))
-			}
+		w.operation(o, strconv.Itoa(w.s.opts.TopSize), strconv.Itoa(len(o.members)))
+		for m, n := range o.members {
+			w.args = append(w.args, m, strconv.FormatInt(n, 10))
 		}
 	}
 	w.members += len(o.members)
@@ -631,11 +743,6 @@ func (w *writer) operation(o *op, args ...string) {
 		w.keys = append(w.keys, string(w.key))
 	}
 	w.args = append(w.args, args...)
-}
-
-// chunks yields the members in parts that a script can take.
-func chunks(members map[string]int64) func(func([]string) bool) {
-	return slices.Chunk(slices.Collect(maps.Keys(members)), maxCallMembers)
 }
 
 func formatFloat(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
@@ -685,7 +792,7 @@ func (s *Store) flush(ctx context.Context) error {
 
 // Close writes what this process has gathered, and waits for all that is under way. Later writes return ErrClosed; reading
 // goes on. It returns an error if anything was not written, or if ctx ends before: what is under way then goes on, for
-// two Timeouts at most. It does not close the client.
+// a Timeout per part, see Options.Timeout. It does not close the client.
 func (s *Store) Close(ctx context.Context) error {
 	s.closed.Store(true)
 	err := s.flush(ctx)

@@ -5,7 +5,7 @@
 --   'c': n  |  's': count sum least greatest  |  'd': m member...  |  't': size m (member n)...
 -- Returns the server's time in seconds and microseconds; then, for each operation that failed, its number and why.
 -- Invariant: a key is never without an expiry, which is never moved; one that lies in the past creates and deletes nothing.
--- An operation is done in all resolutions or in none, but for 'd' and 't' on keys that are not ours. Counts are exact: Lua does not
+-- An operation is done in all resolutions or in none, but for 'd' and 't' on keys that are not ours or by a user who may not use a command. Counts are exact: Lua does not
 -- calculate them.
 local KEYS, ARGV, call, pcall = KEYS, ARGV, redis.call, redis.pcall
 local levels = tonumber(ARGV[1])
@@ -15,15 +15,18 @@ local reply = {tonumber(t[1]), tonumber(t[2])}
 local keys = 0 -- before those of the operation
 local live, field, expiry -- which resolutions a block is for; the field and expiry of each
 
+-- open.lua has used both commands; a user who has lost them since fails operation by operation.
 local function expire(r)
-	if call('PTTL', KEYS[keys + r]) < 0 then call('PEXPIREAT', KEYS[keys + r], expiry[r]) end
+	local v = pcall('PTTL', KEYS[keys + r])
+	if v == -1 then v = pcall('PEXPIREAT', KEYS[keys + r], expiry[r]) end
+	if type(v) == 'table' then return v.err end
 end
 
 local function undo(n, last)
 	local back = string.sub(n, 1, 1) == '-' and string.sub(n, 2) or '-' .. n
 	for u = 1, last do
 		local r = live[u]
-		if call('HINCRBY', KEYS[keys + r], field[r], back) == 0 then call('HDEL', KEYS[keys + r], field[r]) end
+		if pcall('HINCRBY', KEYS[keys + r], field[r], back) == 0 then pcall('HDEL', KEYS[keys + r], field[r]) end
 	end
 end
 
@@ -32,11 +35,15 @@ local function count(n)
 	for u = 1, #live do
 		local r = live[u]
 		local v = pcall('HINCRBY', KEYS[keys + r], field[r], n)
+		local failed, done = nil, u
 		if v == new then -- else the field was there, and the key has its expiry
-			expire(r)
+			failed = expire(r)
 		elseif type(v) == 'table' then
-			undo(n, u - 1)
-			return v.err
+			failed, done = v.err, u - 1
+		end
+		if failed then
+			undo(n, done)
+			return failed
 		end
 	end
 end
@@ -59,7 +66,10 @@ local function pack(count, sum, least, greatest)
 end
 
 local function parse(s)
-	if string.sub(s, 1, 1) == 'b' then return struct.unpack('<dddd', s, 2) end
+	if string.sub(s, 1, 1) == 'b' then
+		if not struct or #s ~= 33 then return end
+		return struct.unpack('<dddd', s, 2)
+	end
 	local c, sum, least, greatest = string.match(s, '^(%S+) (%S+) (%S+) (%S+)$')
 	return tonumber(c), tonumber(sum), tonumber(least), tonumber(greatest)
 end
@@ -72,7 +82,7 @@ local function observe(count, sum, least, greatest)
 		local c, s, l, g = count, sum, least, greatest
 		if old then
 			local oc, os, ol, og = parse(old)
-			if not og then return 'ERR the bucket holds something else' end
+			if not (oc and os and ol and og) then return 'ERR the bucket holds something else' end
 			c, s, l, g = oc + c, os + s, math.min(ol, l), math.max(og, g)
 		end
 		if s - s ~= 0 or c > 2 ^ 53 then return 'ERR overflow' end
@@ -81,7 +91,11 @@ local function observe(count, sum, least, greatest)
 	for _, r in ipairs(live) do
 		local v = pcall('HSET', KEYS[keys + r], field[r], packed[r])
 		if type(v) == 'table' then return v.err end -- only the first can fail
-		if v == 1 then expire(r) end
+		local failed = v == 1 and expire(r)
+		if failed then
+			pcall('HDEL', KEYS[keys + r], field[r])
+			return failed
+		end
 	end
 end
 
@@ -89,7 +103,8 @@ local function distinct(from, to)
 	for _, r in ipairs(live) do
 		local v = pcall('PFADD', KEYS[keys + r], unpack(ARGV, from, to))
 		if type(v) == 'table' then return v.err end
-		if v == 1 then expire(r) end
+		local failed = v == 1 and expire(r)
+		if failed then return failed end
 	end
 end
 
@@ -99,16 +114,25 @@ local function top(size, from, to)
 		local key = KEYS[keys + r]
 		local card = pcall('ZCARD', key)
 		if type(card) == 'table' then return card.err end
+		local failed
 		for i = from, to, 2 do
-			local base = call('ZSCORE', key, ARGV[i])
+			local base = pcall('ZSCORE', key, ARGV[i])
+			if type(base) == 'table' then failed = base.err break end
 			if not base then
 				base = 0
-				if card >= size then base = call('ZPOPMIN', key)[2] else card = card + 1 end
+				if card >= size then
+					local least = pcall('ZPOPMIN', key)
+					if least.err then failed = least.err break end
+					base = least[2]
+				else
+					card = card + 1
+				end
 			end
 			local v = pcall('ZADD', key, string.format('%.0f', math.min(base + ARGV[i + 1], 2 ^ 53)), ARGV[i])
-			if type(v) == 'table' then return v.err end
+			if type(v) == 'table' then failed = v.err break end
 		end
-		expire(r)
+		failed = expire(r) or failed
+		if failed then return failed end
 	end
 end
 

@@ -9,10 +9,11 @@
 //	GET  /          200, for the data source's test
 //	GET  /metrics   what each series has counted in the last whole Options.Window, as a gauge
 //	POST /metrics   and POST /search: the series' names
-//	POST /query     points of the targets that are asked for, at most Options.MaxPoints of each
+//	POST /query     points of the targets that are asked for, each once: at most Options.MaxPoints of each and 200,000 in all
 //
 // Only series that Options.Series names are served. There is no authentication: put it behind yours. What it answers is bounded, and
-// so is what it reads. A read from Redis that fails is a 503, without details.
+// so is what it reads. A read from Redis that fails is a 503, without details. A series whose sum overflows has no value, and the
+// others are answered.
 package export
 
 import (
@@ -35,6 +36,7 @@ const (
 	maxBody    = 1 << 20 // bytes of a query
 	maxTargets = 100     // per query
 	maxSeries  = 1000    // per scrape
+	maxPoints  = 200_000 // of all targets of a query
 
 	defaultMetric    = "timeseries_events"
 	defaultWindow    = time.Minute
@@ -110,7 +112,19 @@ type handler struct {
 
 func (h *handler) series(r *http.Request) ([]string, error) {
 	series, err := h.opts.Series(r.Context())
-	return series[:min(len(series), maxSeries)], err
+	return unique(series[:min(len(series), maxSeries)]), err
+}
+
+func unique(names []string) []string {
+	seen := make(map[string]bool, len(names))
+	var all []string
+	for _, n := range names {
+		if !seen[n] {
+			seen[n] = true
+			all = append(all, n)
+		}
+	}
+	return all
 }
 
 // unavailable is all that is said of an error, which may be about keys.
@@ -131,7 +145,8 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 		unavailable(w)
 		return
 	}
-	end := now.Truncate(h.opts.Window)
+	window := int64(h.opts.Window / time.Second)
+	end := time.Unix(now.Unix()/window*window, 0)
 	all, err := h.store.RangeMany(r.Context(), timeseries.Range{From: end.Add(-h.opts.Window), To: end, Step: h.opts.Window}, series...)
 	if err != nil {
 		unavailable(w)
@@ -140,6 +155,9 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# TYPE %s gauge\n# HELP %s Events in the last whole %v.\n", h.opts.Metric, h.opts.Metric, h.opts.Window)
 	for i, s := range all {
+		if s.Err != nil {
+			continue
+		}
 		var n int64
 		for _, p := range s.Points {
 			n += p.Value
@@ -228,7 +246,8 @@ func (h *handler) query(w http.ResponseWriter, r *http.Request) {
 		}
 		names = append(names, t.Target)
 	}
-	points := h.opts.MaxPoints
+	names = unique(names)
+	points := min(h.opts.MaxPoints, maxPoints/max(1, len(names)))
 	if q.MaxDataPoints > 0 {
 		points = min(points, q.MaxDataPoints)
 	}
