@@ -99,7 +99,7 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
 	rounds := 0
 	for c.sleepOrTurn(ctx, pause) {
-		pause = c.opts.Lease/3 - time.Duration(rand.Int64N(int64(c.opts.Lease/20)))
+		pause = c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
 		if c.g.isPausedNow() {
 			c.claimingEnds()
 			continue

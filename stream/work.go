@@ -216,7 +216,7 @@ func (w *worker[T]) handleSome(tasks []*task[T], ms []*Message[T]) time.Duration
 			w.ends()
 			w.c.forget(t)
 			tasks, ms = slices.Delete(slices.Clone(tasks), i, i+1), slices.Delete(ms, i, i+1)
-			ctx = w.begins(tasks)
+			ctx = w.begins(tasks) //nolint:fatcontext // it is the same one, or a new one instead
 		}
 	}
 	began := sinceEpoch()
