@@ -25,7 +25,6 @@ type acker[T any] struct {
 	spare   []*task[T]
 	sending int
 	closed  chan struct{}
-	giveUp  time.Duration // valid once closed
 }
 
 func newAcker[T any](c *consumer[T]) *acker[T] {
@@ -53,13 +52,10 @@ func (a *acker[T]) idle() bool {
 	return len(a.done)+a.sending == 0
 }
 
-// close has what is left sent within d.
-func (a *acker[T]) close(d time.Duration) {
-	a.giveUp = sinceEpoch() + d
-	close(a.closed)
-}
+// close has what is left sent.
+func (a *acker[T]) close() { close(a.closed) }
 
-// loop ends after close.
+// loop ends after close, or with ctx.
 func (a *acker[T]) loop(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -75,7 +71,7 @@ func (a *acker[T]) loop(ctx context.Context) {
 			n := min(ackMost, len(batch))
 			if err := a.send(ctx, batch[:n]); err != nil {
 				a.c.report(ctx, OpAck, err)
-				if a.isClosed() && sinceEpoch() >= a.giveUp {
+				if ctx.Err() != nil {
 					return
 				}
 				sleep(ctx, wait.next())

@@ -13,7 +13,7 @@
 // one step.
 //
 // It is handled once, however long its handler takes, unless a process is killed, stopped or cut off from Redis for longer than
-// GroupOptions.Lease. Then other consumers take over what it had, GroupOptions.MaxInFlight messages at most, within a lease and a third; and if
+// GroupOptions.Lease. Then other consumers take over what it had, GroupOptions.MaxInFlight messages at most, within a lease and a third, if they have room; and if
 // it goes on, the contexts of its handlers end with [ErrLeaseLost]. It does not begin what it has lost, and takes nothing back. Handlers should therefore be
 // idempotent, or have the message's id recorded with what they write.
 //
@@ -41,6 +41,11 @@
 // Redis is full: Publish returns its error. Reading, acknowledging and trimming go on; dead letters and delayed messages wait for room.
 // Redis must not evict: maxmemory-policy noeviction.
 //
+// Run's user needs EVALSHA, EVAL, XGROUP, XREADGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM, XRANGE, XADD, XDEL, XINFO, TIME, EXISTS, ZADD, ZREM, ZRANGE and
+// ZRANGEBYSCORE, on all keys below. Run returns an error if it may not make the group (XGROUP CREATE), or with DeleteOnAck look for others (XINFO). Without
+// another right it does not return: it goes on, tells Hooks.Error, and does not do what needs it. In particular without XACK nothing is
+// acknowledged, and without EVALSHA nothing is retried, renewed or taken over.
+//
 // Entries that are deleted or trimmed while they are pending are counted and forgotten.
 //
 // # How
@@ -61,7 +66,8 @@
 // If key has a hash tag, these begin with key, a colon instead; so do not use both key and {key}. Only once has a TTL. Acknowledged
 // messages stay in the stream for other groups and for Range until [Stream.TrimAcked] or GroupOptions.DeleteOnAck removes them, and dead letters until
 // [Group.Redrive] does, or XDEL. An entry has the codec's fields; headers are fields that begin with "_h:", and a redriven
-// entry begins with "_redrive" and its group's name. A dead letter has the fields _id, _reason and _attempts before the original ones.
+// entry begins with "_redrive" and its group's name. A dead letter has the fields _id, _reason and _attempts before the original ones; of one with more than
+// 3,550 fields, what other programs have added, those from the 3,501st are in a field _more: each name and value after its length and a colon.
 //
 // # What it needs
 //

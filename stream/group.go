@@ -17,7 +17,7 @@ var ErrLeaseLost = errors.New("stream: lease lost")
 // ErrStopping is the cause with which a handler's context ends when it is still at work GroupOptions.DrainTimeout after Run was told to stop.
 var ErrStopping = errors.New("stream: stopping")
 
-// ErrUnfinished is what Run returns when handlers did not end in time, or Redis did not confirm what was handled. Other consumers
+// ErrUnfinished is what Run returns when handlers did not end in time, or Redis did not confirm what was handled or handed over. Other consumers
 // will handle these messages again once their leases have ended.
 var ErrUnfinished = errors.New("stream: not all could be finished")
 
@@ -57,7 +57,8 @@ func Drop(err error) error { return &verdict{outcome: Dropped, err: err} }
 // DeadLetter returns an error that makes a message a dead letter at once, with err as the reason. err may be nil.
 func DeadLetter(err error) error { return &verdict{outcome: Dead, err: err} }
 
-// RetryAfter returns an error that has a message handled again after d, without counting this attempt. err may be nil.
+// RetryAfter returns an error that has a message handled again after d, without counting this attempt. err may be nil. If this Run ends before, others
+// handle it within about a lease. For a message that must wait whatever happens, publish another with [Delay].
 func RetryAfter(d time.Duration, err error) error {
 	return &verdict{outcome: Retried, after: max(d, 0), err: err}
 }
@@ -74,7 +75,7 @@ type GroupOptions[T any] struct {
 	// Batch is how many messages are read at once at most, and how many RunBatch passes to its handler. 1 to 10,000. Defaults to 256.
 	Batch int
 
-	// MaxInFlight bounds the messages that one Run has, from delivery to acknowledgement: those that others must
+	// MaxInFlight bounds the messages, not their bytes, that one Run has, from delivery to acknowledgement: those that others must
 	// handle, perhaps again, if this process is killed. If handlers take long there are fewer, about as many as take a second.
 	// To leave all that no worker is free for to other processes, make it equal to Workers.
 	// At least Workers. Defaults to 4 times Batch, or Workers if that is more.
@@ -85,11 +86,13 @@ type GroupOptions[T any] struct {
 	Lease time.Duration
 
 	// MaxAttempts is after how many attempts a message becomes a dead letter. An attempt ends with an error, a panic, or the
-	// end of the process. Having been delivered to a process that is killed counts as one too, even if it had not begun. Negative: never. Defaults to 5.
+	// end of the process. Having been delivered to a process that is killed counts as one too, even if it had not begun. Last attempts that were inherited are
+	// made one after the other within a Run: one that hangs holds the others that this Run has up. With 1, all messages of a batch that RunBatch fails become dead letters.
+	// Negative: never. Defaults to 5.
 	MaxAttempts int
 
 	// Backoff says how long to wait after the given attempt, from 1, has failed. The message stays in this process meanwhile, and counts for
-	// MaxInFlight. Defaults to a second, doubled with each attempt up to a minute, less up to a quarter.
+	// MaxInFlight. Defaults to a second, doubled with each attempt up to a minute, less up to a quarter; also if it panics.
 	Backoff func(attempt int) time.Duration
 
 	// DrainTimeout is how long Run waits for handlers at work when its context has ended; then theirs end too, and a second
@@ -97,11 +100,12 @@ type GroupOptions[T any] struct {
 	DrainTimeout time.Duration
 
 	// Key, if it is set, has messages with the same key handled one after the other, in the order of their ids, within one Run. One that is handled
-	// again holds those behind it up. A message without a value, since it could not be decoded, has no key.
+	// again holds those behind it up, and once MaxInFlight is full of these, all other keys too. A message that could not be decoded has no key; if Key panics, it counts
+	// as such.
 	Key func(T) string
 
 	// DeleteOnAck removes messages from the stream when they are acknowledged. Run refuses it if the stream has a second group, and
-	// deletes nothing if one is made later.
+	// deletes nothing if one is made later. Dead letters are messages of their own, and stay.
 	DeleteOnAck bool
 
 	// Consumer begins the name of this consumer in Redis; each Run appends random letters, so that no two are alike.

@@ -222,18 +222,14 @@ func (g *Group[T]) Dead(ctx context.Context) iter.Seq2[*DeadMessage[T], error] {
 const ownFields = 6
 
 func (g *Group[T]) dead(e entry) (*DeadMessage[T], error) {
-	fields := make([]string, len(e.fields))
-	for i := range e.fields {
-		var err error
-		if fields[i], err = e.fields[i].ToString(); err != nil {
-			return nil, errReply
-		}
+	fields, err := stringsOf(e.fields, nil)
+	if err != nil {
+		return nil, err
 	}
 	if len(fields) < ownFields {
 		return nil, errReply
 	}
 	d := &DeadMessage[T]{ID: e.id, Original: ID(fields[1]), Reason: fields[3], Fields: fields[ownFields:]}
-	var err error
 	if d.Attempts, err = strconv.Atoi(fields[5]); err != nil {
 		return nil, errReply
 	}

@@ -12,6 +12,7 @@ import (
 const (
 	renewChunk = 200
 	noCursor   = "0-0"
+	dueChunk   = 500
 	// crowded is how long a sweep that found more than there was room for waits for some.
 	crowded = 200 * time.Millisecond
 )
@@ -72,10 +73,17 @@ func (c *consumer[T]) renew(ctx context.Context, age time.Duration) error {
 
 // lose notes that another consumer has t.
 func (c *consumer[T]) lose(t *task[T]) {
+	known := t.lost.Swap(true)
 	c.mu.Lock()
 	c.remove(t)
+	if _, waits := c.parked[t]; waits {
+		t.parked.Stop()
+		delete(c.parked, t)
+		c.enqueue(c.lanes.leave(t, true))
+	}
 	c.mu.Unlock()
-	if t.lost.Swap(true) {
+	notify(c.space)
+	if known {
 		return
 	}
 	c.g.counters.lost.Add(1)
@@ -90,9 +98,10 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
 	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
 	rounds := 0
-	for sleep(ctx, pause) {
-		pause = c.opts.Lease/3 - time.Duration(rand.Int64N(int64(c.opts.Lease/20)))
+	for c.sleepOrTurn(ctx, pause) {
+		pause = c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
 		if c.g.isPausedNow() {
+			c.claimingEnds()
 			continue
 		}
 		if c.laterOrphans.Swap(false) {
@@ -126,57 +135,123 @@ type sweep struct {
 	server int64
 	at     time.Duration
 	failed bool // since then
+	most   int  // entries at once, after a reply with more was too slow; 0 if none was
 }
 
 // sweep claims what there is room for, and returns whether there may be more.
 func (c *consumer[T]) sweep(ctx context.Context, sw *sweep) (more bool, err error) {
-	for {
-		waiting, _ := c.queue.state()
-		c.mu.Lock()
-		n := min(c.opts.MaxInFlight-len(c.tasks), c.opts.Batch, c.ahead()-waiting)
-		c.mu.Unlock()
-		if n <= 0 {
+	for more = true; more; {
+		n := c.reserveToClaim(sw.most)
+		if n == 0 {
 			return true, nil
 		}
-		sent := sinceEpoch()
-		latest := int64(0) // only to learn the time
-		if sw.server > 0 && !sw.failed {
-			latest = sw.server + (sent - sw.at + c.opTimeout).Milliseconds()
+		more, err = c.claim(ctx, sw, n)
+		c.claimingEnds()
+	}
+	return false, err
+}
+
+// claim claims up to n entries, and returns whether there may be more.
+func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, err error) {
+	sent := sinceEpoch()
+	latest := int64(0) // only to learn the time
+	if sw.server > 0 && !sw.failed {
+		latest = sw.server + (sent - sw.at + c.opTimeout).Milliseconds()
+	}
+	reply, err := c.onStream(ctx, claimScript, millis(c.opts.Lease), sw.cursor, strconv.Itoa(n), strconv.FormatInt(latest, 10)).ToArray()
+	if err != nil {
+		sw.failed = true
+		if _, answered := rueidis.IsRedisErr(err); !answered { // Redis may have done it, and be sending much
+			sw.most = max(1, n/4)
+			c.mu.Lock()
+			c.adopts = min(c.adopts, sw.most)
+			c.mu.Unlock()
+			c.suspect()
 		}
-		reply, err := c.onStream(ctx, claimScript, millis(c.opts.Lease), sw.cursor, strconv.Itoa(n), strconv.FormatInt(latest, 10)).ToArray()
-		if err != nil {
-			sw.failed = true
-			return false, err
-		}
-		if len(reply) < 3 {
-			return false, errReply
-		}
-		if sw.server, err = reply[0].AsInt64(); err != nil {
-			return false, errReply
-		}
-		sw.at = sinceEpoch()
-		if sw.cursor, err = reply[1].ToString(); err != nil {
-			return false, errReply
-		}
-		deleted, err := reply[2].AsInt64()
-		if err != nil {
-			return false, errReply
-		}
-		c.g.counters.deleted.Add(uint64(deleted))
-		tasks, err := c.claimed(reply[3:], sent)
-		if err != nil {
-			return false, err
-		}
-		for _, t := range tasks {
-			c.inherit(t)
-		}
-		c.take(tasks)
-		if failed := sw.failed; failed || sw.cursor == noCursor && latest > 0 {
-			sw.failed = false
-			return false, nil
-		}
+		return false, err
+	}
+	if len(reply) < 3 {
+		return false, errReply
+	}
+	if sw.server, err = reply[0].AsInt64(); err != nil {
+		return false, errReply
+	}
+	sw.at = sinceEpoch()
+	if sw.at-sent < c.opTimeout/4 {
+		sw.most = min(2*sw.most, most) // 0 stays
+	}
+	if sw.cursor, err = reply[1].ToString(); err != nil {
+		return false, errReply
+	}
+	deleted, err := reply[2].AsInt64()
+	if err != nil {
+		return false, errReply
+	}
+	c.g.counters.deleted.Add(uint64(deleted))
+	tasks, err := c.claimed(reply[3:], sent)
+	if err != nil {
+		return false, err
+	}
+	for _, t := range tasks {
+		c.inherit(t)
+	}
+	c.take(tasks)
+	failed := sw.failed
+	sw.failed = false
+	return !failed && (sw.cursor != noCursor || latest == 0), nil
+}
+
+// reserveToClaim returns how many entries to claim now, most at most unless it is 0, and keeps room for as many until claimingEnds. If there is
+// none, what comes free is for claiming.
+func (c *consumer[T]) reserveToClaim(most int) int {
+	waiting, _ := c.queue.state()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	free, ahead := c.free(), c.ahead()-waiting
+	orphans := c.adopting || c.orphans.Load() // which come first
+	c.sweepWaits = !orphans && (free <= 0 || ahead <= 0)
+	if orphans || c.sweepWaits {
+		notify(c.space)
+		return 0
+	}
+	c.claiming = min(free, ahead, c.opts.Batch)
+	if most > 0 {
+		c.claiming = min(c.claiming, most)
+	}
+	return c.claiming
+}
+
+// claimingEnds gives up what reserveToClaim has kept.
+func (c *consumer[T]) claimingEnds() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.claiming, c.sweepWaits = 0, false
+	notify(c.space)
+}
+
+// readingEnds gives up what room has kept.
+func (c *consumer[T]) readingEnds() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reading = 0
+}
+
+// sleepOrTurn waits for d, or until it is the sweep's turn. If ctx ends it returns false.
+func (c *consumer[T]) sleepOrTurn(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-c.turn:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
+
+// free is for how many messages there is room. c.mu is held.
+func (c *consumer[T]) free() int { return c.opts.MaxInFlight - len(c.tasks) - c.reading - c.claiming }
 
 // ahead is how many messages may wait for workers: what takes them a second, but for a start without knowing how long a handler takes.
 func (c *consumer[T]) ahead() int {
@@ -234,15 +309,33 @@ func (c *consumer[T]) suspect() {
 
 // adopt takes entries that were delivered in a reply that was never seen, if there may be any.
 func (c *consumer[T]) adopt(ctx context.Context) error {
-	if !c.orphans.Load() {
+	c.mu.Lock()
+	c.adopting = c.claiming == 0 && c.orphans.Load() // a reply under way is no orphan
+	if sinceEpoch() < c.adoptAt {
+		c.adopting = false
+	}
+	adopting := c.adopting
+	c.mu.Unlock()
+	if !adopting {
 		return nil
 	}
-	unseen, err := c.unseen(ctx)
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.adopting = false
+	}()
+	unseen, err := c.unseen(ctx, c.opTimeout)
 	if err != nil {
 		return err
 	}
 	for len(unseen) > 0 {
-		chunk := unseen[:min(renewChunk, len(unseen))]
+		c.mu.Lock()
+		n := min(c.adopts, c.free()+c.reading, len(unseen))
+		c.mu.Unlock()
+		if n <= 0 {
+			return nil // later
+		}
+		chunk := unseen[:n]
 		unseen = unseen[len(chunk):]
 		args := make([]string, len(chunk))
 		for i, p := range chunk {
@@ -251,7 +344,15 @@ func (c *consumer[T]) adopt(ctx context.Context) error {
 		sent := sinceEpoch()
 		reply, err := c.onStream(ctx, adoptScript, args...).ToArray()
 		if err != nil {
+			c.mu.Lock()
+			c.adopts = max(1, len(chunk)/2) // they may be large
+			c.mu.Unlock()
 			return err
+		}
+		if sinceEpoch()-sent < c.opTimeout/4 {
+			c.mu.Lock()
+			c.adopts = min(2*c.adopts, renewChunk)
+			c.mu.Unlock()
 		}
 		tasks, err := c.claimed(reply, sent)
 		if err != nil {
@@ -271,10 +372,10 @@ func (c *consumer[T]) adopt(ctx context.Context) error {
 }
 
 // unseen returns the entries that are pending for this consumer and that it does not know of.
-func (c *consumer[T]) unseen(ctx context.Context) (found []PendingEntry, err error) {
+func (c *consumer[T]) unseen(ctx context.Context, timeout time.Duration) (found []PendingEntry, err error) {
 	start := "-"
 	for {
-		opCtx, cancel := context.WithTimeout(ctx, c.opTimeout)
+		opCtx, cancel := context.WithTimeout(ctx, timeout)
 		page, err := c.g.pendingPage(opCtx, start, c.name)
 		cancel()
 		if err != nil {
@@ -300,7 +401,7 @@ func (c *consumer[T]) dueLoop(ctx context.Context) {
 	pause := least
 	for sleep(ctx, pause) {
 		pause = longest
-		next, err := c.do(ctx, dueScript, []string{c.s.key, c.s.delayedKey(), c.s.dueKey()}, strconv.Itoa(pageSize)).AsInt64()
+		next, err := c.do(ctx, dueScript, []string{c.s.key, c.s.delayedKey(), c.s.dueKey()}, strconv.Itoa(dueChunk)).AsInt64()
 		switch {
 		case err != nil && ctx.Err() == nil:
 			c.report(ctx, OpDue, err)

@@ -26,7 +26,7 @@ type publication struct {
 
 // IdempotencyKey makes publishing twice with the same key, within Options.IdempotencyTTL of the first, publish once and return the same id; what
 // the second would publish is ignored. It is then sent again if its reply is lost. In a batch, the key of value i (from 0) is
-// key, a slash and i.
+// key, a slash and i, which must not be that of another message.
 func IdempotencyKey(key string) PublishOption {
 	return func(p *publication) { p.once, p.hasOnce = key, true }
 }
@@ -37,7 +37,7 @@ func Header(name, value string) PublishOption {
 }
 
 // Delay publishes after d, give or take a second, while a group of the stream runs: its consumers move what is due to the end of the stream. Until then it
-// has no id, and Publish returns an empty one. Whole milliseconds; not negative.
+// has no id, and Publish returns an empty one. Options.MaxLen does not apply to it. Whole milliseconds; not negative.
 func Delay(d time.Duration) PublishOption {
 	return func(p *publication) {
 		if d < 0 || d%time.Millisecond != 0 {
@@ -51,17 +51,18 @@ const (
 	ownPrefix     = "_" // of the names of fields that are the package's own
 	headerPrefix  = "_h:"
 	redriveField  = "_redrive" // first in an entry that is for one group
+	moreField     = "_more"    // last in a dead letter that had too many fields for a script
 	publishChunk  = 512        // below rueidis' BlockingPipeline, beyond which it opens another connection
-	scriptUnpacks = 7000       // what Lua can pass to a command, about
+	scriptUnpacks = 7000       // what Lua can pass to a command, about; dead.lua has it too
 )
 
 var (
 	errNoFields = errors.New("codec made no fields")
 	errOwnField = errors.New("codec made a field whose name begins with an underscore")
-	errTooMany  = errors.New("too many fields for an idempotency key or a delay")
+	errTooMany  = errors.New("too many fields")
 )
 
-// Publish appends v and returns its id. An error that is not Redis' own leaves open whether it did: publish again if twice is
+// Publish appends v and returns its id. With headers it has at most 3,500 fields. An error that is not Redis' own leaves open whether it did: publish again if twice is
 // better than not at all, or use [IdempotencyKey]. One round trip.
 func (s *Stream[T]) Publish(ctx context.Context, v T, opts ...PublishOption) (ID, error) {
 	var p publication
@@ -86,11 +87,7 @@ func (s *Stream[T]) publish(ctx context.Context, v T, p *publication) (ID, error
 	}
 	var id string
 	if p.hasOnce || p.delay > 0 {
-		call, err := s.publishCall(fields, p, p.once)
-		if err != nil {
-			return "", err
-		}
-		id, err = script.Do(ctx, s.client, call).ToString()
+		id, err = script.Do(ctx, s.client, s.publishCall(fields, p, p.once)).ToString()
 		return ID(id), err
 	}
 	id, err = s.client.Do(ctx, s.xadd(fields)).ToString()
@@ -167,12 +164,7 @@ func (s *Stream[T]) publishSome(ctx context.Context, values []T, p *publication,
 			continue
 		}
 		if byScript {
-			call, err := s.publishCall(fields, p, p.once+"/"+strconv.Itoa(begin+i))
-			if err != nil {
-				fail(begin+i, err)
-				continue
-			}
-			calls = append(calls, call)
+			calls = append(calls, s.publishCall(fields, p, p.once+"/"+strconv.Itoa(begin+i)))
 		} else {
 			if cmds == nil {
 				cmds = make([]rueidis.Completed, 0, len(values))
@@ -208,6 +200,9 @@ func (s *Stream[T]) encode(fields []string, v T, p *publication) ([]string, erro
 	if len(fields) == own || (len(fields)-own)%2 != 0 {
 		return fields, errNoFields
 	}
+	if len(fields) > scriptUnpacks {
+		return fields, errTooMany
+	}
 	for i := own; i < len(fields); i += 2 {
 		if fields[i] != "" && fields[i][:1] == ownPrefix {
 			return fields, errOwnField
@@ -224,10 +219,7 @@ func (s *Stream[T]) xadd(fields []string) rueidis.Completed {
 	return cmd.Args("*").Args(fields...).Build()
 }
 
-func (s *Stream[T]) publishCall(fields []string, p *publication, once string) (script.Call, error) {
-	if len(fields) > scriptUnpacks {
-		return script.Call{}, errTooMany
-	}
+func (s *Stream[T]) publishCall(fields []string, p *publication, once string) script.Call {
 	keys, sc, first := []string{s.key}, publishScript, "0"
 	if p.hasOnce {
 		keys, sc, first = append(keys, s.onceKey(once)), onceScript, "1"
@@ -236,7 +228,7 @@ func (s *Stream[T]) publishCall(fields []string, p *publication, once string) (s
 		keys = append(keys, s.delayedKey(), s.dueKey())
 	}
 	args := append([]string{first, millis(s.opts.IdempotencyTTL), millis(p.delay), strconv.FormatInt(s.opts.MaxLen, 10)}, fields...)
-	return sc.Call(keys, args...), nil
+	return sc.Call(keys, args...)
 }
 
 // trimChunk bounds how long one round trip of TrimAcked occupies Redis.

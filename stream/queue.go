@@ -23,7 +23,8 @@ type task[T any] struct {
 
 	lost atomic.Bool
 
-	msg       *Message[T] // if it was decoded early, for its key
+	msg       *Message[T] // if it was decoded early, for its key, and not handled yet
+	keyErr    error       // if that panicked
 	key       string
 	keyed     bool
 	holdsKey  bool
@@ -52,7 +53,7 @@ func (p *pack[T]) left() int {
 	if p == nil {
 		return 0
 	}
-	return max(0, len(p.tasks)-int(p.taken.Load()))
+	return int(max(0, int64(len(p.tasks))-p.taken.Load()))
 }
 
 func newQueue[T any](workers int, drained func(all bool)) *queue[T] {
@@ -76,9 +77,9 @@ func (q *queue[T]) take(n int) (tasks []*task[T], waited bool) {
 	for {
 		p := q.current.Load()
 		if p != nil {
-			end := int(p.taken.Add(int64(n)))
-			if begin := end - n; begin < len(p.tasks) {
-				return p.tasks[begin:min(end, len(p.tasks))], waited
+			all, end := int64(len(p.tasks)), p.taken.Add(int64(n)) // which is beyond an int of 32 bits once closed
+			if begin := end - int64(n); begin < all {
+				return p.tasks[begin:min(end, all)], waited
 			}
 		}
 		if waited = true; !q.next(p) {
@@ -128,8 +129,8 @@ func (q *queue[T]) close() (left []*task[T]) {
 	defer q.mu.Unlock()
 	q.closed = true
 	if p := q.current.Load(); p != nil {
-		taken := int(p.taken.Swap(1 << 40))
-		left = append(left, p.tasks[min(taken, len(p.tasks)):]...)
+		taken := p.taken.Swap(1 << 40)
+		left = append(left, p.tasks[min(taken, int64(len(p.tasks))):]...)
 	}
 	for _, p := range q.more {
 		left = append(left, p.tasks...)

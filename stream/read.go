@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"time"
 
@@ -102,19 +103,46 @@ func parseRead(r rueidis.RedisResult) ([]entry, error) {
 	return parseEntries(pair[1])
 }
 
+// stringsOf returns the names and values of an entry, appended to scratch. What dead.lua has put into one field is taken out of it.
+func stringsOf(fields []rueidis.RedisMessage, scratch []string) ([]string, error) {
+	for i := range fields {
+		s, err := fields[i].ToString()
+		if err != nil {
+			return scratch, errReply
+		}
+		scratch = append(scratch, s)
+	}
+	if n := len(scratch); n >= 2 && scratch[n-2] == moreField {
+		if more, ok := unpackMore(scratch[:n-2:n-2], scratch[n-1]); ok {
+			return more, nil
+		}
+	}
+	return scratch, nil
+}
+
+// unpackMore appends strings that are each after their length and a colon, and returns false if packed is not that.
+func unpackMore(fields []string, packed string) ([]string, bool) {
+	for packed != "" {
+		length, rest, _ := strings.Cut(packed, ":")
+		n, err := strconv.Atoi(length)
+		if err != nil || n < 0 || n > len(rest) {
+			return nil, false
+		}
+		fields, packed = append(fields, rest[:n]), rest[n:]
+	}
+	return fields, len(fields)%2 == 0
+}
+
 // decode makes a message of an entry. scratch is for reuse. group is whose redriven entry it is, if it is one.
 func decode[T any](codec Codec[T], e entry, scratch []string) (m *Message[T], group string, _ []string, err error) {
 	m = &Message[T]{ID: e.id}
-	fields := scratch[:0]
-	for i := 0; i+1 < len(e.fields); i += 2 {
-		name, err := e.fields[i].ToString()
-		if err != nil {
-			return m, "", fields, errReply
-		}
-		value, err := e.fields[i+1].ToString()
-		if err != nil {
-			return m, "", fields, errReply
-		}
+	all, err := stringsOf(e.fields, scratch[:0])
+	if err != nil {
+		return m, "", all, err
+	}
+	fields := all[:0]
+	for i := 0; i+1 < len(all); i += 2 {
+		name, value := all[i], all[i+1]
 		if len(name) > 0 && name[0] == ownPrefix[0] {
 			if h, ok := strings.CutPrefix(name, headerPrefix); ok {
 				if m.Headers == nil {
@@ -130,7 +158,10 @@ func decode[T any](codec Codec[T], e entry, scratch []string) (m *Message[T], gr
 		}
 		fields = append(fields, name, value)
 	}
-	m.Value, err = codec.Decode(fields)
+	err = call(func() (err error) {
+		m.Value, err = codec.Decode(fields)
+		return err
+	})
 	return m, group, fields, err
 }
 

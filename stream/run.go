@@ -61,19 +61,26 @@ type consumer[T any] struct {
 	queue   *queue[T]
 	acks    *acker[T]
 	space   chan struct{} // there may be room for more
+	turn    chan struct{} // the sweep need not wait longer
 	workers []*worker[T]
 	mean    atomic.Int64 // nanoseconds that a handler takes, about
 
-	mu       sync.Mutex
-	tasks    map[ID]*task[T] // all that this consumer has, from delivery to acknowledgement
-	lanes    lanes[T]
-	parked   map[*task[T]]struct{} // that wait for their next attempt
-	stopping bool
-	left     []*task[T]         // what came to be handled when it was stopping
-	cancel   context.CancelFunc // of the read that waits
-	existed  bool               // the group has: if it is gone, it begins with the first entry
+	mu                sync.Mutex
+	tasks             map[ID]*task[T] // all that this consumer has, from delivery to acknowledgement
+	lanes             lanes[T]
+	parked            map[*task[T]]struct{} // that wait for their next attempt
+	stopping          bool
+	reading, claiming int  // room that is kept for what is being read and claimed
+	sweepWaits        bool // for what reading keeps
+	adopting          bool
+	left              []*task[T]         // what came to be handled when it was stopping
+	cancel            context.CancelFunc // of the read that waits
+	existed           bool               // the group has: if it is gone, it begins with the first entry
 
-	orphans, laterOrphans atomic.Bool // there may be entries of replies that were never seen: look now, and once more later
+	adoptAt               time.Duration // when to look again, after a failure
+	orphans, laterOrphans atomic.Bool   // there may be entries of replies that were never seen: look now, and once more later
+	adopts                int           // of them at once
+	full                  atomic.Int64  // until when dead letters wait for one to find room, on the package's clock; 0 if there is
 }
 
 func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) error {
@@ -104,7 +111,7 @@ func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) er
 		clear(c.tasks)
 	}()
 
-	var intake, upkeep, workers sync.WaitGroup
+	var intake, handover, upkeep, workers sync.WaitGroup
 	intake.Go(func() { c.readLoop(ctx) })
 	intake.Go(func() { c.sweepLoop(ctx) })
 	intake.Go(func() { c.dueLoop(ctx) })
@@ -117,14 +124,20 @@ func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) er
 	<-ctx.Done()
 	handlers, stopHandlers := context.WithTimeout(life, c.opts.DrainTimeout)
 	defer stopHandlers()
-	intake.Wait()
-	c.release(life, c.stop())
+	left := c.stop()
+	released := false
+	handover.Go(func() {
+		released = c.release(life, left)
+		intake.Wait()
+		released = released && c.release(life, c.takeLeft())
+	})
 	ended := c.finish(handlers, &workers)
 	stopRenewing()
-	c.acks.close(c.opTimeout)
+	defer time.AfterFunc(opTimeout, end).Stop() // for all that is to be told to Redis yet
+	handover.Wait()
+	c.acks.close()
 	upkeep.Wait()
-	c.leave(context.WithoutCancel(ctx))
-	if !ended || c.unfinished() {
+	if !released || !c.leave(life) || !ended || c.unfinished() {
 		return ErrUnfinished
 	}
 	return nil
@@ -142,7 +155,7 @@ func (g *Group[T]) newConsumer(h Handler[T], hb BatchHandler[T]) *consumer[T] {
 	c := &consumer[T]{
 		g: g, s: g.s, opts: &g.opts, name: name + "-" + rand.Text()[:8], handle: h, handleBatch: hb,
 		opTimeout: min(opTimeout, max(g.opts.Lease/3, 100*time.Millisecond)),
-		space:     make(chan struct{}, 1), tasks: map[ID]*task[T]{}, parked: map[*task[T]]struct{}{},
+		space:     make(chan struct{}, 1), turn: make(chan struct{}, 1), adopts: renewChunk, tasks: map[ID]*task[T]{}, parked: map[*task[T]]struct{}{},
 		lanes: lanes[T]{keys: map[string][]*task[T]{}},
 	}
 	c.acks = newAcker(c)
@@ -178,6 +191,13 @@ func (c *consumer[T]) do(ctx context.Context, sc *script.Script, keys []string, 
 // onStream runs a script whose arguments begin with the group and the consumer.
 func (c *consumer[T]) onStream(ctx context.Context, sc *script.Script, args ...string) rueidis.RedisResult {
 	return c.do(ctx, sc, []string{c.s.key}, append([]string{c.g.name, c.name}, args...)...)
+}
+
+// onExit is onStream when no lease depends on how long it takes.
+func (c *consumer[T]) onExit(ctx context.Context, sc *script.Script, args ...string) rueidis.RedisResult {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	return script.Do(ctx, c.s.client, sc.Call([]string{c.s.key}, append([]string{c.g.name, c.name}, args...)...))
 }
 
 // join makes the group unless it exists. If Redis cannot say, or is too full, reading will find out.
@@ -270,20 +290,28 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		}
 		// Here, between two reads, since a reply under way is no orphan.
 		err := c.adopt(ctx)
-		if err == nil {
+		if err != nil && ctx.Err() == nil && !isGone(err) { // reading may work nevertheless
+			c.report(ctx, OpClaim, err)
+			c.adoptAt = sinceEpoch() + maxWait
+			err = nil
+		}
+		if room = c.stillFree(); err == nil && room > 0 {
 			sent := sinceEpoch()
 			var entries []entry
 			if entries, err = c.read(ctx, room); err == nil {
 				wait = backoff{}
 				c.g.counters.received.Add(uint64(len(entries)))
 				c.take(c.newTasks(entries, sent))
-				continue
 			}
+		}
+		c.readingEnds()
+		if err == nil {
+			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if c.g.isPausedNow() {
+		if errors.Is(err, context.Canceled) { // by Pause
 			c.suspect() // an entry may have come in the moment of the interruption
 			continue
 		}
@@ -305,21 +333,34 @@ func (g *Group[T]) isPausedNow() bool {
 	return g.isPaused()
 }
 
-// room returns how many entries to read now, 0 to wait until some are done.
+// room returns how many entries to read now, and keeps room for them, or 0 to wait until some are done.
 func (c *consumer[T]) room() int {
 	waiting, _ := c.queue.state()
+	idle := c.acks.idle()
 	c.mu.Lock()
-	free := c.opts.MaxInFlight - len(c.tasks)
-	c.mu.Unlock()
-	n := min(free, c.opts.Batch, c.ahead()-waiting)
+	defer c.mu.Unlock()
+	n := min(c.free(), c.opts.Batch, c.ahead()-waiting)
 	if n <= 0 {
 		return 0
 	}
 	// Many at once cost less than one by one: wait for acknowledgements under way, unless workers may run out of work.
-	if n >= min(c.opts.Batch, c.opts.MaxInFlight)/2 || waiting <= c.opts.Workers && c.acks.idle() {
+	if n >= min(c.opts.Batch, c.opts.MaxInFlight)/2 || waiting <= c.opts.Workers && idle {
+		if c.sweepWaits {
+			notify(c.turn)
+			return 0
+		}
+		c.reading = n
 		return n
 	}
 	return 0
+}
+
+// stillFree returns how much of what room has kept adopt has not used.
+func (c *consumer[T]) stillFree() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reading = max(0, min(c.reading, c.free()+c.reading))
+	return c.reading
 }
 
 func (c *consumer[T]) read(ctx context.Context, n int) ([]entry, error) {
@@ -331,7 +372,7 @@ func (c *consumer[T]) read(ctx context.Context, n int) ([]entry, error) {
 	if c.g.isPausedNow() { // since before interrupt could know of this read
 		return nil, context.Canceled
 	}
-	return parseRead(c.s.client.Do(ctx, c.s.client.B().Xreadgroup().Group(c.g.name, c.name).Count(int64(n)).Block(readBlock.Milliseconds()).
+	return parseRead(c.s.client.Do(ctx, c.s.client.B().Xreadgroup().Group(c.g.name, c.name).Count(int64(n)).Block(min(readBlock, c.opts.Lease/3).Milliseconds()).
 		Streams().Key(c.s.key).Id(">").Build().ToPipe().UnblockOnCancel()))
 }
 
@@ -368,8 +409,15 @@ func (c *consumer[T]) take(tasks []*task[T]) {
 	if c.opts.Key != nil {
 		for _, t := range tasks {
 			m, _, _, err := decode(c.s.opts.Codec, entry{t.id, t.fields}, nil)
-			if err == nil {
-				t.msg, t.key, t.keyed = m, c.opts.Key(m.Value), true
+			if err != nil {
+				continue
+			}
+			t.keyErr = call(func() error {
+				t.key = c.opts.Key(m.Value)
+				return nil
+			})
+			if t.keyErr == nil {
+				t.msg, t.keyed = m, true
 			}
 		}
 	}
@@ -406,10 +454,12 @@ func (c *consumer[T]) enqueue(tasks []*task[T]) {
 func (c *consumer[T]) park(t *task[T], d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	next := c.lanes.leave(t, false)
-	if c.stopping {
+	next := c.lanes.leave(t, t.lost.Load())
+	switch {
+	case t.lost.Load():
+	case c.stopping:
 		c.left = append(c.left, t)
-	} else {
+	default:
 		c.parked[t] = struct{}{}
 		t.parked = time.AfterFunc(d, func() { c.unpark(t) })
 	}
@@ -492,8 +542,9 @@ func (c *consumer[T]) finish(handlers context.Context, workers *sync.WaitGroup) 
 // releaseChunk keeps scripts short, and their arguments within what Lua unpacks.
 const releaseChunk = 200
 
-// release hands tasks over. One that waits for its next attempt is claimed no earlier than it would have been handled.
-func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) {
+// release hands tasks over, and returns false if Redis does not confirm it: then it does not go on. One that waits for its next attempt is claimed no
+// earlier than it would have been handled, but within a lease.
+func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) bool {
 	for len(tasks) > 0 {
 		chunk := tasks[:min(releaseChunk, len(tasks))]
 		tasks = tasks[len(chunk):]
@@ -506,8 +557,9 @@ func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) {
 			idle := c.opts.Lease - max(0, t.due-sinceEpoch())
 			args = append(args, string(t.id), millis(max(0, idle)), strconv.Itoa(begun))
 		}
-		if err := c.onStream(ctx, releaseScript, args...).Error(); err != nil && !isGone(err) {
+		if err := c.onExit(ctx, releaseScript, args...).Error(); err != nil && !isGone(err) {
 			c.report(ctx, OpDrain, err)
+			return false
 		}
 		c.mu.Lock()
 		for _, t := range chunk {
@@ -515,28 +567,42 @@ func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) {
 		}
 		c.mu.Unlock()
 	}
+	return true
 }
 
-// leave hands over what came too late, and removes the consumer if nothing is pending for it.
-func (c *consumer[T]) leave(ctx context.Context) {
+// takeLeft returns what came to be handled since it is stopping.
+func (c *consumer[T]) takeLeft() []*task[T] {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	left := c.left
 	c.left = nil
-	c.mu.Unlock()
-	c.release(ctx, left)
-	if unseen, err := c.unseen(ctx); err == nil {
-		orphans := make([]*task[T], len(unseen))
-		for i, p := range unseen {
-			orphans[i] = &task[T]{id: p.ID, attempt: p.Attempts + 1}
-			if p.Attempts == 1 {
-				orphans[i].attempt = 1 // it was delivered, and not begun
-			}
-		}
-		c.release(ctx, orphans)
+	return left
+}
+
+// leave hands over what came too late, removes the consumer if nothing is pending for it, and returns false if Redis does not say what that is.
+func (c *consumer[T]) leave(ctx context.Context) bool {
+	if !c.release(ctx, c.takeLeft()) {
+		return false
 	}
-	if err := c.onStream(ctx, leaveScript).Error(); err != nil && !isGone(err) {
+	unseen, err := c.unseen(ctx, opTimeout)
+	if err != nil && !isGone(err) {
+		c.report(ctx, OpDrain, err)
+		return false
+	}
+	orphans := make([]*task[T], len(unseen))
+	for i, p := range unseen {
+		orphans[i] = &task[T]{id: p.ID, attempt: p.Attempts + 1}
+		if p.Attempts == 1 {
+			orphans[i].attempt = 1 // it was delivered, and not begun
+		}
+	}
+	if !c.release(ctx, orphans) {
+		return false
+	}
+	if err := c.onExit(ctx, leaveScript).Error(); err != nil && !isGone(err) {
 		c.report(ctx, OpDrain, err)
 	}
+	return true
 }
 
 // unfinished reports whether anything was neither acknowledged nor handed over.

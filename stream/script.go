@@ -26,6 +26,8 @@ var (
 	redriveSource string
 	//go:embed ack.lua
 	ackSource string
+	//go:embed alone.lua
+	aloneSource string
 	//go:embed publish.lua
 	publishSource string
 	//go:embed due.lua
@@ -44,9 +46,9 @@ var (
 	renewScript   = script.New(renewSource)
 	beginScript   = script.New(beginSource)
 	releaseScript = script.New(releaseSource)
-	deadScript    = script.New(deadSource)
+	deadScript    = script.New(aloneSource + deadSource)
 	redriveScript = script.New(redriveSource)
-	ackScript     = script.New(ackSource)
+	ackScript     = script.New(aloneSource + ackSource)
 	publishScript = script.New(publishSource) // with a delay alone
 	onceScript    = script.NewRetryable(publishSource)
 	dueScript     = script.New(dueSource)

@@ -355,3 +355,15 @@ func TestLanes_OneAtATime(t *testing.T) {
 		require.Empty(t, l.close())
 	}
 }
+
+// Also where an int has 32 bits: GOARCH=386.
+func TestQueue_NothingIsTakenTwiceAfterClose(t *testing.T) {
+	t.Parallel()
+	q := newQueue[int](1, func(bool) {})
+	q.push(&task[int]{id: "1-0"}, &task[int]{id: "2-0"}, &task[int]{id: "3-0"})
+	got, _ := q.take(1)
+	require.Len(t, got, 1)
+	require.Len(t, q.close(), 2)
+	got, _ = q.take(1)
+	require.Nil(t, got, "it was handled, or handed over")
+}

@@ -36,6 +36,7 @@ type worker[T any] struct {
 
 	scratch []string
 	one     [1]*task[T]
+	rest    []*task[T] // of those that it took, what it comes to next
 	handled int
 	took    time.Duration
 }
@@ -116,6 +117,10 @@ func (w *worker[T]) loop(wg *sync.WaitGroup) {
 		if !returned { // a handler has called runtime.Goexit
 			w.settle(slices.Clone(w.current), errExited, 0)
 			w.ends()
+			w.c.mu.Lock()
+			w.c.enqueue(slices.Clone(w.rest))
+			w.c.mu.Unlock()
+			w.rest = nil
 			go w.loop(wg)
 			return
 		}
@@ -170,32 +175,55 @@ func (w *worker[T]) runOne(t *task[T], now time.Duration) time.Duration {
 	return now
 }
 
-// runBatch handles the tasks that are at their first attempt together, and others each alone.
+// runBatch handles the tasks that are at their first attempt together, and then others each alone.
 func (w *worker[T]) runBatch(tasks []*task[T], now time.Duration) time.Duration {
 	batch := make([]*task[T], 0, len(tasks))
 	ms := make([]*Message[T], 0, len(tasks))
+	w.rest = w.rest[:0]
 	for _, t := range tasks {
-		first := t.attempt == 1 && !t.alone
-		m, err := w.prepare(t, now)
-		switch {
-		case m == nil:
-		case err != nil:
-			w.settle([]*task[T]{t}, err, 0)
-		case first:
+		if t.attempt > 1 || t.alone {
+			w.rest = append(w.rest, t)
+		} else if m := w.prepareOrSettle(t, now); m != nil {
 			batch, ms = append(batch, t), append(ms, m)
-		default:
-			now = w.handleSome([]*task[T]{t}, []*Message[T]{m})
 		}
 	}
-	if len(batch) > 0 {
-		now = w.handleSome(batch, ms)
+	now = w.handleSome(batch, ms)
+	for len(w.rest) > 0 {
+		t := w.rest[0]
+		w.rest = w.rest[1:]
+		if m := w.prepareOrSettle(t, now); m != nil {
+			now = w.handleSome([]*task[T]{t}, []*Message[T]{m})
+		}
 	}
 	return now
 }
 
+// prepareOrSettle is prepare, and returns nil if that has an error.
+func (w *worker[T]) prepareOrSettle(t *task[T], now time.Duration) *Message[T] {
+	m, err := w.prepare(t, now)
+	if m != nil && err != nil {
+		w.settle([]*task[T]{t}, err, 0)
+		return nil
+	}
+	return m
+}
+
+// handleSome handles those that were not lost since they were prepared.
 func (w *worker[T]) handleSome(tasks []*task[T], ms []*Message[T]) time.Duration {
-	began := sinceEpoch()
 	ctx := w.begins(tasks)
+	for i := len(tasks) - 1; i >= 0; i-- {
+		if t := tasks[i]; t.lost.Load() {
+			w.ends()
+			w.c.forget(t)
+			tasks, ms = slices.Delete(slices.Clone(tasks), i, i+1), slices.Delete(ms, i, i+1)
+			ctx = w.begins(tasks) //nolint:fatcontext // it is the same one, or a new one instead
+		}
+	}
+	began := sinceEpoch()
+	if len(tasks) == 0 {
+		w.ends()
+		return began
+	}
 	err := call(func() error { return w.c.handleBatch(ctx, ms) })
 	now := sinceEpoch()
 	w.settle(tasks, err, now-began)
@@ -248,6 +276,10 @@ func (w *worker[T]) prepare(t *task[T], now time.Duration) (*Message[T], error) 
 		return nil, nil
 	}
 	m.Attempt = t.attempt
+	t.msg = nil // what the handler does to it is not for the next attempt
+	if err == nil {
+		err = t.keyErr
+	}
 	if err != nil {
 		err = &DecodeError{err}
 	}
@@ -286,6 +318,32 @@ func call(handler func() error) (err error) {
 	return handler()
 }
 
+// usable returns err, or another one if its methods panic, as those of a nil pointer in an error do.
+func usable(err error) error {
+	panicked := call(func() error {
+		var v *verdict
+		_ = errors.As(err, &v)
+		_ = err.Error()
+		return nil
+	})
+	if panicked != nil {
+		return panicked
+	}
+	return err
+}
+
+// backoff is GroupOptions.Backoff, or the default if that panics.
+func (c *consumer[T]) backoff(attempt int) (d time.Duration) {
+	if err := call(func() error {
+		d = c.opts.Backoff(attempt)
+		return nil
+	}); err != nil {
+		c.report(context.Background(), OpBegin, err)
+		return defaultBackoff(attempt)
+	}
+	return max(0, d)
+}
+
 // settle does what the handler's error says.
 func (w *worker[T]) settle(tasks []*task[T], err error, took time.Duration) {
 	c := w.c
@@ -297,6 +355,7 @@ func (w *worker[T]) settle(tasks []*task[T], err error, took time.Duration) {
 		c.acks.add(tasks...)
 		return
 	}
+	err = usable(err)
 	v := &verdict{outcome: Retried, err: err}
 	said := errors.As(err, &v)
 	for _, t := range tasks {
@@ -324,7 +383,7 @@ func (w *worker[T]) settle(tasks []*task[T], err error, took time.Duration) {
 			c.g.counters.retries.Add(1)
 			after := v.after
 			if !said {
-				after = max(0, c.opts.Backoff(t.attempt))
+				after = c.backoff(t.attempt)
 				t.attempt++
 				t.begun = false
 			}
@@ -360,8 +419,29 @@ func (c *consumer[T]) passOn(t *task[T]) {
 
 // bury makes t a dead letter, for t.reason.
 func (c *consumer[T]) bury(ctx context.Context, t *task[T]) {
+	// When Redis has no room, one at a time finds out whether it has again.
+	now := sinceEpoch()
+	if until := c.full.Load(); until != 0 {
+		if wait := time.Duration(until) - now; wait > 0 {
+			c.park(t, wait)
+			return
+		}
+		if !c.full.CompareAndSwap(until, int64(now+tryAgain)) {
+			c.park(t, tryAgain)
+			return
+		}
+	}
+	deleteOnAck := "0"
+	if c.opts.DeleteOnAck {
+		deleteOnAck = "1"
+	}
 	n, err := c.do(ctx, deadScript, []string{c.s.key, c.s.deadKey(c.g.name)},
-		c.g.name, c.name, string(t.id), t.reason, strconv.Itoa(t.attempt)).AsInt64()
+		c.g.name, c.name, string(t.id), t.reason, strconv.Itoa(t.attempt), deleteOnAck).AsInt64()
+	if err != nil && !isGone(err) {
+		c.full.Store(int64(sinceEpoch() + tryAgain))
+	} else {
+		c.full.Store(0)
+	}
 	switch {
 	case err != nil && !isGone(err):
 		c.report(ctx, OpDead, err)

@@ -1,0 +1,588 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redispatterns/redispatterns/internal/integration/redistest"
+	"github.com/redispatterns/redispatterns/stream"
+)
+
+// streamAckLoser executes an acknowledgement and loses its reply once.
+type streamAckLoser struct {
+	passThroughHook
+	lose atomic.Bool
+	sha  atomic.Pointer[string]
+}
+
+func (l *streamAckLoser) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	c := cmd.Commands()
+	// Of scripts, only this one has an id after the group.
+	ack := (c[0] == "EVALSHA" || c[0] == "EVAL") && len(c) >= 6 && c[4] == "g" && stream.ID(c[5]).Time().Year() > 2000
+	if !ack || !l.lose.Load() {
+		return client.Do(ctx, cmd)
+	}
+	r := client.Do(ctx, cmd)
+	if r.Error() != nil {
+		return r
+	}
+	l.lose.Store(false)
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	return client.Do(ended, client.B().Ping().Build())
+}
+
+// streamOrphaned makes messages pending for a consumer that is gone.
+func streamOrphaned(t *testing.T, client rueidis.Client, key string, retry string, ids ...stream.ID) {
+	t.Helper()
+	for _, id := range ids {
+		streamAdmin(t, client, "XCLAIM", key, "g", "ghost", "0", string(id), "IDLE", "1000000", "RETRYCOUNT", retry, "FORCE", "JUSTID")
+	}
+}
+
+func streamGhosts(t *testing.T, client rueidis.Client, key string, s *stream.Stream[int], n int) []stream.ID {
+	t.Helper()
+	ids := publishMany(t, s, 0, n)
+	streamAdmin(t, client, "XGROUP", "CREATE", key, "g", "0")
+	streamAdmin(t, client, "XREADGROUP", "GROUP", "g", "ghost", "COUNT", fmt.Sprint(n), "STREAMS", key, ">")
+	return ids
+}
+
+func runStreamBatch(t *testing.T, g *stream.Group[int], h stream.BatchHandler[int]) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- g.RunBatch(ctx, h) }()
+	t.Cleanup(func() { stop(); <-done })
+}
+
+// streamProxy forwards TCP, and limits how many bytes a second come back.
+type streamProxy struct {
+	l    net.Listener
+	rate atomic.Int64
+}
+
+func newStreamProxy(t *testing.T, upstream string) *streamProxy {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	p := &streamProxy{l: l}
+	var conns sync.Map
+	t.Cleanup(func() {
+		_ = l.Close()
+		conns.Range(func(k, _ any) bool { _ = k.(net.Conn).Close(); return true })
+	})
+	go func() {
+		for {
+			a, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b, err := net.Dial("tcp", upstream)
+			if err != nil {
+				_ = a.Close()
+				continue
+			}
+			conns.Store(a, 1)
+			conns.Store(b, 1)
+			pipe := func(dst, src net.Conn, limited bool) {
+				buf := make([]byte, 64<<10)
+				for {
+					n, err := src.Read(buf)
+					if err != nil {
+						_ = dst.Close()
+						return
+					}
+					if r := p.rate.Load(); limited && r > 0 {
+						_ = after(context.Background(), time.Duration(int64(n)*int64(time.Second)/r))
+					}
+					if _, err := dst.Write(buf[:n]); err != nil {
+						_ = src.Close()
+						return
+					}
+				}
+			}
+			go pipe(a, b, true)
+			go pipe(b, a, false)
+		}
+	}()
+	return p
+}
+
+func (p *streamProxy) through(o *rueidis.ClientOption) { o.InitAddress = []string{p.l.Addr().String()} }
+
+func TestStream_DeleteOnAckTwiceKeepsWhatIsNew(t *testing.T) {
+	t.Parallel()
+	loser := &streamAckLoser{}
+	plain := redistest.Shared(t).Client(t)
+	client := rueidishook.WithHook(plain, loser)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	g := s.Group("g", stream.GroupOptions[int]{DeleteOnAck: true, Lease: streamLease})
+	var counts streamCounts
+	runStream(t, g, counts.handle)
+	requireResumes(t, s, &counts, 1)
+	require.Eventually(t, func() bool { return g.Stats().Acked == 1 }, 5*time.Second, time.Millisecond)
+	streamAdmin(t, plain, "XGROUP", "CREATE", key, "second", "$")
+	requireResumes(t, s, &counts, 2) // control: it stays
+	require.Eventually(t, func() bool { return g.Stats().Acked == 2 }, 5*time.Second, time.Millisecond)
+	n, err := plain.Do(t.Context(), plain.B().Xlen().Key(key).Build()).AsInt64()
+	require.NoError(t, err)
+	require.Equal(t, int64(1), n, "control")
+	loser.lose.Store(true)
+	requireResumes(t, s, &counts, 3)
+	require.Eventually(t, func() bool { return g.Stats().Acked == 3 }, 5*time.Second, time.Millisecond)
+	require.False(t, loser.lose.Load())
+	n, err = plain.Do(t.Context(), plain.B().Xlen().Key(key).Build()).AsInt64()
+	require.NoError(t, err)
+	require.Equal(t, int64(2), n, "the second group has not had it yet")
+}
+
+func TestStream_DeleteOnAckDeletesDeadOnes(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	g := s.Group("g", stream.GroupOptions[int]{DeleteOnAck: true, Lease: streamLease})
+	publishMany(t, s, 0, 100)
+	runStream(t, g, func(context.Context, *stream.Message[int]) error { return stream.DeadLetter(errors.New("bad")) })
+	require.Eventually(t, func() bool { return g.Stats().Dead == 100 }, 5*time.Second, time.Millisecond)
+	requireDrained(t, g, 5*time.Second)
+	n, err := client.Do(t.Context(), client.B().Xlen().Key(key).Build()).AsInt64()
+	require.NoError(t, err)
+	require.Zero(t, n, "acknowledged as dead letters, and still in the stream")
+}
+
+func TestStream_RunBatchOutlivesItsGoroutine(t *testing.T) {
+	t.Parallel()
+	for _, retry := range []string{"0", "1"} { // first attempts are handled together
+		t.Run(retry, func(t *testing.T) {
+			client := redistest.Shared(t).Client(t)
+			key := redistest.Prefix(t)
+			s := newStream(t, client, key)
+			ids := streamGhosts(t, client, key, s, 10)
+			streamOrphaned(t, client, key, retry, ids...)
+			var counts streamCounts
+			var exits atomic.Int64
+			g := s.Group("g", stream.GroupOptions[int]{Lease: streamLease, Workers: 8, MaxAttempts: 5, Backoff: quickly, DrainTimeout: time.Second})
+			runStreamBatch(t, g, func(_ context.Context, ms []*stream.Message[int]) error {
+				if exits.Add(1) == 1 {
+					runtime.Goexit()
+				}
+				for _, m := range ms {
+					counts.add(m.Value)
+				}
+				return nil
+			})
+			require.Eventually(t, func() bool { return counts.handled() == 10 }, 6*time.Second, 5*time.Millisecond, "of 10, after 10 leases")
+		})
+	}
+}
+
+func TestStream_ManyFieldsAreDeadLetters(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{5000} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			client := redistest.Shared(t).Client(t)
+			key := redistest.Prefix(t)
+			s := newStream(t, client, key)
+			args := []string{"XADD", key, "*"}
+			for i := range n {
+				args = append(args, fmt.Sprint("f", i), "v")
+			}
+			streamAdmin(t, client, args...)
+			var failures atomic.Int64
+			var last atomic.Value
+			opts := stream.GroupOptions[int]{Lease: streamLease, MaxAttempts: 1}
+			opts.Hooks.Error = func(_ context.Context, op string, err error) {
+				if op == stream.OpDead {
+					failures.Add(1)
+					last.Store(err.Error())
+				}
+			}
+			g := s.Group("g", opts)
+			runStream(t, g, func(context.Context, *stream.Message[int]) error { return nil })
+			defer func() { t.Log(failures.Load(), last.Load()) }()
+			require.Eventually(t, func() bool { return len(streamDead(t, g)) == 1 }, 4*time.Second, 10*time.Millisecond)
+		})
+	}
+}
+
+func TestStream_MaxInFlightBounds(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	const bound = 10
+	ids := streamGhosts(t, client, key, s, bound)
+	g := s.Group("g", stream.GroupOptions[int]{Lease: 3 * time.Second, Workers: bound, MaxInFlight: bound, DrainTimeout: time.Millisecond})
+	streamOrphaned(t, client, key, "1", ids...)
+	runStream(t, g, func(ctx context.Context, _ *stream.Message[int]) error { <-ctx.Done(); return ctx.Err() })
+	var most int64
+	require.Eventually(t, func() bool { return g.Stats().InFlight == bound }, 5*time.Second, time.Millisecond)
+	// While a read waits.
+	require.NoError(t, client.Do(t.Context(), client.B().Eval().Script("for i = 1, 50 do redis.call('XADD', KEYS[1], '*', 'data', i) end return 1").Numkeys(1).Key(key).Build()).Error())
+	for range 200 {
+		most = max(most, g.Stats().InFlight)
+		require.NoError(t, after(t.Context(), 5*time.Millisecond))
+	}
+	require.LessOrEqual(t, most, int64(bound))
+}
+
+func TestStream_ALostMessageFreesItsKey(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	g := s.Group("g", stream.GroupOptions[int]{Lease: streamLease, Key: func(int) string { return "k" }})
+	var counts streamCounts
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		if m.Value == 0 {
+			counts.add(0)
+			return stream.RetryAfter(time.Hour, nil)
+		}
+		return counts.handle(ctx, m)
+	})
+	id := publishMany(t, s, 0, 1)[0]
+	require.Eventually(t, func() bool { return g.Stats().Retries == 1 }, 5*time.Second, time.Millisecond)
+	// A peer took it over, as after a stop, and has handled it.
+	streamAdmin(t, client, "XCLAIM", key, "g", "peer", "0", string(id), "JUSTID")
+	require.Eventually(t, func() bool { return g.Stats().Lost == 1 }, 5*time.Second, time.Millisecond)
+	streamAdmin(t, client, "XACK", key, "g", string(id))
+	publishMany(t, s, 1, 3)
+	require.Eventually(t, func() bool { return counts.handled() == 3 }, 5*time.Second, time.Millisecond, "nobody has that key any more")
+}
+
+func TestStream_StopWhileRedisHangs(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	s := newStream(t, client, redistest.Prefix(t))
+	opts := stream.GroupOptions[int]{Workers: 16, DrainTimeout: 500 * time.Millisecond, MaxAttempts: -1, Backoff: func(int) time.Duration { return time.Hour }}
+	g := s.Group("g", opts)
+	publishMany(t, s, 0, 1000)
+	var began time.Time
+	var ended atomic.Int64
+	r := runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		if m.Value == 999 {
+			<-ctx.Done()
+			ended.Store(int64(time.Since(began)))
+		}
+		return errors.New("bad")
+	})
+	require.Eventually(t, func() bool { return g.Stats().Retries == 999 && g.Stats().Running == 1 }, 10*time.Second, time.Millisecond)
+	server.Pause(t)
+	began = time.Now()
+	r.stop()
+	select {
+	case err := <-r.done:
+		r.done <- err
+		t.Log("Run returned", err)
+	case <-time.After(40 * time.Second):
+		t.Log("not yet")
+	}
+	took := time.Since(began)
+	server.Resume(t)
+	t.Log("took", took, "handler's context ended after", time.Duration(ended.Load()))
+	require.Less(t, took, 10*time.Second)
+}
+
+func TestStream_ARetrySeesTheMessageAsItWas(t *testing.T) {
+	t.Parallel()
+	for _, keyed := range []bool{false, true} {
+		t.Run(fmt.Sprint(keyed), func(t *testing.T) {
+			client := redistest.Shared(t).Client(t)
+			s, err := stream.New(client, redistest.Prefix(t), stream.Options[[]int]{})
+			require.NoError(t, err)
+			opts := stream.GroupOptions[[]int]{Backoff: quickly}
+			if keyed {
+				opts.Key = func([]int) string { return "k" }
+			}
+			g := s.Group("g", opts)
+			_, err = s.Publish(t.Context(), []int{1, 2})
+			require.NoError(t, err)
+			seen := make(chan []int, 2)
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				done <- g.Run(ctx, func(_ context.Context, m *stream.Message[[]int]) error {
+					seen <- append([]int(nil), m.Value...)
+					m.Value = append(m.Value, 3)
+					m.Value[0] = 9
+					if m.Attempt < 2 {
+						return errors.New("again")
+					}
+					return nil
+				})
+			}()
+			first, second := <-seen, <-seen
+			stop()
+			<-done
+			require.Equal(t, first, second)
+		})
+	}
+}
+
+func TestStream_RedriveByHalfAnID(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	g := s.Group("g", stream.GroupOptions[int]{})
+	streamAdmin(t, client, "XADD", "{"+key+"}:dead:g", "1700000000000-1", "_id", "1-1", "_reason", "r", "_attempts", "5", "data", "7")
+	n := 0
+	for range 3 {
+		m, err := g.Redrive(t.Context(), "1700000000000")
+		n += m
+		t.Log(m, err)
+	}
+	require.LessOrEqual(t, n, 1, "each is put back once, whoever calls how often")
+}
+
+// What a killed process left is taken over although all of it does not come within a third of a lease.
+func TestStream_BigMessagesAreTakenOver(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{2, 16} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			server := redistest.Start(t)
+			admin := server.Client(t)
+			p := newStreamProxy(t, server.Addr())
+			client := server.Client(t, p.through)
+			key := redistest.Prefix(t)
+			big := `"` + strings.Repeat("x", 1<<18) + `"`
+			streamAdmin(t, admin, "XGROUP", "CREATE", key, "g", "0", "MKSTREAM")
+			for range n {
+				streamAdmin(t, admin, "XADD", key, "*", "data", big)
+			}
+			streamAdmin(t, admin, "XREADGROUP", "GROUP", "g", "ghost", "COUNT", fmt.Sprint(n), "STREAMS", key, ">")
+			for id, err := range newStream(t, admin, key).Group("g", stream.GroupOptions[int]{}).Pending(t.Context()) {
+				require.NoError(t, err)
+				streamOrphaned(t, admin, key, "1", id.ID)
+			}
+			s, err := stream.New(client, key, stream.Options[string]{})
+			require.NoError(t, err)
+			var fails atomic.Int64
+			opts := stream.GroupOptions[string]{Lease: 1500 * time.Millisecond}
+			opts.Hooks.Error = func(_ context.Context, op string, err error) {
+				if op == stream.OpClaim {
+					fails.Add(1)
+				}
+			}
+			g := s.Group("g", opts)
+			p.rate.Store(4 << 20) // 16 take a second, which is longer than a third of a lease
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			var handled atomic.Int64
+			go func() {
+				done <- g.Run(ctx, func(context.Context, *stream.Message[string]) error { handled.Add(1); return nil })
+			}()
+			defer func() { stop(); <-done; t.Log("handled", handled.Load(), "failed claims", fails.Load()) }()
+			require.Eventually(t, func() bool { return handled.Load() == int64(n) }, 20*time.Second, 10*time.Millisecond)
+		})
+	}
+}
+
+func TestStream_AFullRedisIsAskedSeldom(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	s := newStream(t, client, redistest.Prefix(t))
+	publishMany(t, s, 0, 500)
+	streamAdmin(t, client, "CONFIG", "SET", "maxmemory", "100kb")
+	g := s.Group("g", stream.GroupOptions[int]{})
+	streamAdmin(t, client, "CONFIG", "SET", "maxmemory", "0")
+	var full atomic.Bool
+	runStream(t, g, func(context.Context, *stream.Message[int]) error {
+		if !full.Swap(true) {
+			client.Do(context.Background(), client.B().Arbitrary("CONFIG", "SET", "maxmemory", "100kb").Build())
+		}
+		return stream.DeadLetter(nil)
+	})
+	require.NoError(t, after(t.Context(), 2*time.Second))
+	commands := redistest.Commands(t, server, func() { require.NoError(t, after(t.Context(), 3*time.Second)) })
+	t.Log(commands)
+	require.Less(t, commands["evalsha"], int64(60))
+}
+
+func TestStream_PauseIsNoError(t *testing.T) {
+	t.Parallel()
+	s := newStream(t, redistest.Shared(t).Client(t), redistest.Prefix(t))
+	opts := stream.GroupOptions[int]{MaxAttempts: 2}
+	var errs atomic.Int64
+	var last atomic.Value
+	opts.Hooks.Error = func(_ context.Context, op string, err error) { errs.Add(1); last.Store(op + " " + err.Error()) }
+	g := s.Group("g", opts)
+	var counts streamCounts
+	g.Pause()
+	r := runStream(t, g, counts.handle)
+	runStream(t, g, counts.handle)
+	g.Resume()
+	for i := range 40 {
+		publishMany(t, s, i*50, i*50+50)
+		g.Pause()
+		if i%2 == 0 {
+			require.NoError(t, after(t.Context(), time.Duration(rand.IntN(20))*time.Millisecond))
+		}
+		g.Resume()
+		if i == 20 {
+			require.NoError(t, r.end(t))
+			r = runStream(t, g, counts.handle)
+		}
+	}
+	require.Eventually(t, func() bool { return counts.handled() == 2000 }, 10*time.Second, time.Millisecond)
+	requireDrained(t, g, 5*time.Second)
+	t.Log("errors", errs.Load(), last.Load())
+	require.Zero(t, counts.extra())
+	require.Zero(t, errs.Load(), "Pause is no error")
+}
+
+// Published while Tail, from Latest, has no connection: no gap.
+func TestStream_TailFromLatestAcrossAnOutage(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	key := redistest.Prefix(t)
+	s, direct := newStream(t, server.Client(t, proxy.Through), key), newStream(t, server.Client(t), key)
+	publishMany(t, direct, 0, 1)
+	seen := make(chan int, 100)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		for m, err := range s.Tail(ctx, stream.Latest) {
+			if err == nil {
+				seen <- m.Value
+			}
+		}
+	}()
+	require.NoError(t, after(t.Context(), 1500*time.Millisecond))
+	proxy.Cut(t)
+	publishMany(t, direct, 1, 4)
+	require.NoError(t, after(t.Context(), 200*time.Millisecond))
+	proxy.Restore(t)
+	for v := 1; v < 4; v++ {
+		select {
+		case got := <-seen:
+			require.Equal(t, v, got)
+		case <-time.After(5 * time.Second):
+			require.Fail(t, "a gap")
+		}
+	}
+}
+
+// What a dead consumer has is not removed with it, although nobody has room for it.
+func TestStream_ADeadConsumerKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	streamGhosts(t, client, key, s, 3)
+	g := s.Group("g", stream.GroupOptions[int]{Lease: streamLease / 6, Workers: 1, MaxInFlight: 1, DrainTimeout: time.Millisecond})
+	var counts streamCounts
+	var gate = make(chan struct{})
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		counts.add(m.Value)
+		select {
+		case <-gate:
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	require.NoError(t, after(t.Context(), 6*time.Second))
+	close(gate)
+	require.Eventually(t, func() bool { return counts.handled() == 3 }, 5*time.Second, time.Millisecond)
+}
+
+func TestStream_RunBatchDoesNotBeginWhatItHasLost(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	ids := streamGhosts(t, client, key, s, 2)
+	streamOrphaned(t, client, key, "0", ids[0]) // handed over by a graceful stop
+	streamOrphaned(t, client, key, "1", ids[1]) // left by a process that was killed
+	g := s.Group("g", stream.GroupOptions[int]{Lease: streamLease, Workers: 1, MaxInFlight: 10})
+	gate, begun := make(chan struct{}), make(chan int, 2)
+	runStreamBatch(t, g, func(_ context.Context, ms []*stream.Message[int]) error {
+		begun <- ms[0].Value
+		<-gate
+		return nil
+	})
+	other := 1 - <-begun
+	defer close(gate)
+	streamAdmin(t, client, "XCLAIM", key, "g", "peer", "0", string(ids[other]), "JUSTID")
+	require.Eventually(t, func() bool { return g.Stats().Lost == 1 }, 5*time.Second, time.Millisecond)
+	gate <- struct{}{}
+	require.Eventually(t, func() bool { return g.Stats().Acked == 1 }, 5*time.Second, time.Millisecond)
+	select {
+	case v := <-begun:
+		require.NotEqual(t, other, v)
+	default:
+	}
+}
+
+type streamBomb int
+
+func (*streamBomb) UnmarshalJSON([]byte) error { panic("decode") }
+
+type streamNilError struct{ text string }
+
+func (e *streamNilError) Error() string { return e.text }
+
+func requireDead[T any](t *testing.T, reason string, opts stream.GroupOptions[T], h stream.Handler[T]) {
+	t.Helper()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s, err := stream.New(client, key, stream.Options[T]{})
+	require.NoError(t, err)
+	streamAdmin(t, client, "XADD", key, "*", "data", "null")
+	opts.MaxAttempts = 2
+	g := s.Group("g", opts)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx, h) }()
+	require.Eventually(t, func() bool { return g.Stats().Dead == 1 }, 8*time.Second, time.Millisecond)
+	stop()
+	require.NoError(t, <-done)
+	dead := streamDead(t, g)
+	require.Len(t, dead, 1)
+	require.Contains(t, dead[0].Reason, reason)
+	require.Equal(t, 2, dead[0].Attempts)
+}
+
+// Whatever panics for a message makes it a dead letter, and ends no process.
+func TestStream_PanicsOutsideOfTheHandler(t *testing.T) {
+	t.Parallel()
+	t.Run("key", func(t *testing.T) {
+		t.Parallel()
+		requireDead(t, "nil pointer", stream.GroupOptions[*struct{ A string }]{Backoff: quickly, Key: func(v *struct{ A string }) string { return v.A }},
+			func(context.Context, *stream.Message[*struct{ A string }]) error { return nil })
+	})
+	t.Run("codec", func(t *testing.T) {
+		t.Parallel()
+		requireDead(t, "decode", stream.GroupOptions[streamBomb]{Backoff: quickly}, func(context.Context, *stream.Message[streamBomb]) error { return nil })
+	})
+	t.Run("error", func(t *testing.T) {
+		t.Parallel()
+		requireDead(t, "nil pointer", stream.GroupOptions[int]{Backoff: quickly}, func(context.Context, *stream.Message[int]) error {
+			var e *streamNilError
+			return e // the usual mistake
+		})
+	})
+	t.Run("backoff", func(t *testing.T) {
+		t.Parallel()
+		requireDead(t, "bad", stream.GroupOptions[int]{Backoff: func(int) time.Duration { panic("backoff") }}, func(context.Context, *stream.Message[int]) error {
+			return errors.New("bad")
+		})
+	})
+}
