@@ -30,7 +30,8 @@
 //
 // Redis is down, hung or out of reach: Publish returns an error, and did or did not publish; see [IdempotencyKey]. Run goes on: handlers at work
 // finish, what they have done is acknowledged when Redis is back, and reading goes on within 2 seconds. A reply with messages that was lost is
-// found again.
+// found again. A connection that goes silent without being closed is noticed when the client's own time-outs are over, 10 seconds by
+// default: set ConnWriteTimeout and Dialer.KeepAlive lower if that is too long.
 //
 // Redis restarts or fails over: what its persistence or its replica has kept is kept. Acknowledgements that it has forgotten are
 // handled again.
@@ -52,7 +53,7 @@
 //
 // Each Run is a consumer with a name of its own. It reads up to GroupOptions.Batch entries at once, as long as it has room, and
 // passes them to workers. What was handled is acknowledged together, while other things are under way. Every quarter of a lease it renews those leases
-// that are as old, each only if it still has it, and every third of one it claims what nobody renews. A message that failed stays pending in its
+// that are as old, each only if it still has it, and about every quarter of one it claims what nobody renews. A message that failed stays pending in its
 // process until its next attempt, so that other groups see nothing of it.
 //
 // # Keys
