@@ -42,6 +42,7 @@ type row struct {
 	p      unsafe.Pointer         // a T
 	at     int64                  // the event time, in microseconds since 1970; 0 is none
 	found  bool                   // whether there is anything
+	whole  bool                   // whether all features are known to be set
 	states []State                // of all features of T; decode sets those of the features asked for
 	buf    []byte                 // scratch memory
 	reply  []rueidis.RedisMessage // likewise

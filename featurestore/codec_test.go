@@ -63,6 +63,8 @@ func testView[T any](tb testing.TB, c Codec, view string) *View[string, T] {
 // noClient is there to be not nil.
 type noClient struct{ rueidis.Client }
 
+func (noClient) Mode() rueidis.ClientMode { return rueidis.ClientModeStandalone }
+
 // hash is a hash in Redis, as far as it goes.
 type hash map[string]string
 

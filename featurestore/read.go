@@ -47,6 +47,7 @@ type Projection[K comparable, T any] struct {
 	v      *view
 	plan   plan
 	pinned *string
+	gather *gather[K, T] // nil if each Get goes by itself
 }
 
 // Select returns a projection that reads the named features alone, however often. Other fields of its rows are zero. With codec
@@ -62,20 +63,19 @@ func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	}
 	slices.Sort(features)
 	features = slices.Compact(features)
-	return &Projection[K, T]{p.v, p.v.plan(features), p.pinned}, nil
+	return &Projection[K, T]{p.v, p.v.plan(features), p.pinned, newGather[K, T](p.v)}, nil
 }
 
 // Pin returns a projection that reads one version, whichever is live: "" is rows outside versions.
 func (p *Projection[K, T]) Pin(version string) *Projection[K, T] {
-	return &Projection[K, T]{p.v, p.plan, &version}
+	return &Projection[K, T]{p.v, p.plan, &version, newGather[K, T](p.v)}
 }
 
 // Get reads one row. The error is the row's Err, or why Redis could not be asked; a row that is missing is no error. It takes one
 // round trip, and a second one in those cases in which GetMany does.
 func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 	var row Row[T]
-	one := part[K, T]{p: p, keys: []K{k}, rows: unsafe.Slice(&row, 1)}
-	err := read(ctx, &one)
+	err := p.get(ctx, k, &row)
 	if err == nil {
 		err = row.Err
 	}
@@ -171,21 +171,33 @@ const maxSwitches = 10
 // read reads all requests, of one client.
 func read(ctx context.Context, requests ...request) error {
 	began := time.Now()
+	counts, err := fetch(ctx, requests...)
+	for i, r := range requests {
+		if v, _, _ := r.of(); v.opts.Hooks.Read != nil {
+			v.opts.Hooks.Read(ctx, ReadInfo{View: v.name, Counts: counts[i], Took: time.Since(began), Err: err})
+		}
+	}
+	return err
+}
+
+// fetch is read without hooks.
+func fetch(ctx context.Context, requests ...request) (counts []Counts, err error) {
 	t := trips.Get().(*trip)
 	t.requests = append(t.requests[:0], requests...)
-	err := errUnsettled
+	err = errUnsettled
 	for again, n := true, 0; again && n < maxSwitches; n++ {
 		again, err = t.run(ctx)
 	}
-	for i, r := range requests {
+	for _, r := range requests {
 		if v, _, _ := r.of(); v.opts.Hooks.Read != nil {
-			v.opts.Hooks.Read(ctx, ReadInfo{View: v.name, Counts: t.counts[i], Took: time.Since(began), Err: err})
+			counts = slices.Clone(t.counts) // t is somebody else's soon
+			break
 		}
 	}
 	t.reset()
 	clear(t.requests)
 	trips.Put(t)
-	return err
+	return counts, err
 }
 
 func (t *trip) reset() {
@@ -454,7 +466,11 @@ func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisR
 			info.Err = ErrStale
 		}
 	}
-	for _, i := range plan.features {
+	features := plan.features
+	if row.whole && v.plain && status != Stale {
+		features = nil
+	}
+	for _, i := range features {
 		f := &v.schema.features[i]
 		if row.states[i] == Set && v.opts.NaN != NaNKeeps && f.isNaN(row.p) {
 			if v.opts.NaN == NaNFails {
@@ -502,6 +518,6 @@ func (t *trip) broken(request, j int, err error) {
 // row returns a row to decode into p, or to encode from it.
 func (v *view) row(p unsafe.Pointer) *row {
 	r := v.rows.Get().(*row)
-	r.p, r.at, r.found = p, 0, false
+	r.p, r.at, r.found, r.whole = p, 0, false, false
 	return r
 }

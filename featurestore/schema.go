@@ -57,6 +57,7 @@ const (
 type feature struct {
 	name     string
 	class    class
+	quick    quick
 	kind     reflect.Kind // of a number; of a vector's elements
 	bits     int          // of a number in memory
 	narrow   bool         // floats are encoded as float32
@@ -68,6 +69,15 @@ type feature struct {
 	initial  *datum // the default
 	preset   string // the default's text
 }
+
+// quick tells features that need no conversion between memory and a packed row.
+type quick uint8
+
+const (
+	quickNot   quick = iota
+	quickFloat       // float64
+	quickInt         // int64, or an int that is as long
+)
 
 // datum is a value on its way between memory and a codec.
 type datum struct {
@@ -178,6 +188,12 @@ func compileFeature(field reflect.StructField, tag string) (f feature, err error
 			return f, fmt.Errorf("unknown option %q: there are default= and, for float64, f32", option)
 		}
 		f.narrow = true
+	}
+	switch {
+	case f.class == classFloat && f.bits == 64 && !f.narrow:
+		f.quick = quickFloat
+	case f.class == classInt && f.bits == 64:
+		f.quick = quickInt
 	}
 	return f, nil
 }

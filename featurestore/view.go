@@ -170,6 +170,7 @@ type view struct {
 	codec    codec
 	keys     keys
 	everyone []int // the indexes of all features
+	plain    bool  // no feature has anything to be done that is set
 	control  string
 	deadline *deadline.Shared
 	began    time.Time
@@ -188,7 +189,7 @@ func NewView[K comparable, T any](client rueidis.Client, name string, opts Optio
 	if err != nil {
 		return nil, fmt.Errorf("featurestore: %w", err)
 	}
-	return &View[K, T]{Projection[K, T]{v: v, plan: v.plan(v.everyone)}}, nil
+	return &View[K, T]{Projection[K, T]{v: v, plan: v.plan(v.everyone), gather: newGather[K, T](v)}}, nil
 }
 
 func newView(client rueidis.Client, name string, opts Options, keyType, rowType reflect.Type) (*view, error) {
@@ -237,8 +238,10 @@ func newView(client rueidis.Client, name string, opts Options, keyType, rowType 
 	default:
 		v.codec = &fieldsCodec{&v.schema}
 	}
+	v.plain = opts.NaN == NaNKeeps
 	for i := range features {
 		v.everyone = append(v.everyone, i)
+		v.plain = v.plain && !features[i].optional
 	}
 	v.rows.New = func() any { return &row{states: make([]State, len(features))} }
 	return v, nil
