@@ -45,6 +45,7 @@ type row struct {
 	whole  bool                   // whether all features are known to be set
 	states []State                // of all features of T; decode sets those of the features asked for
 	buf    []byte                 // scratch memory
+	ends   []int                  // likewise
 	reply  []rueidis.RedisMessage // likewise
 }
 

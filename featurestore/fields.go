@@ -95,6 +95,7 @@ func markOf(fingerprint uint32) string {
 
 func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
 	set = make([]string, 0, 2*len(features)+2)
+	buf, ends := r.buf[:0], r.ends[:0]
 	var nulls []byte
 	for i := range c.features {
 		f := &c.features[i]
@@ -111,20 +112,25 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 			drop = append(drop, f.name)
 			continue
 		}
-		text, err := f.appendText(r.buf[:0], r)
-		if err != nil {
+		if buf, err = f.appendText(buf, r); err != nil {
 			return nil, nil, f.invalid()
 		}
-		r.buf = text
-		set = append(set, f.name, string(text))
+		ends = append(ends, len(buf))
+		set = append(set, f.name, "")
 	}
-	stamp := append(strconv.AppendInt(r.buf[:0], r.at, 10), ' ')
-	stamp = append(stamp, markOf(c.fingerprint)...)
+	buf = append(strconv.AppendInt(buf, r.at, 10), ' ')
+	buf = append(buf, markOf(c.fingerprint)...)
 	if nulls != nil {
-		stamp = append(append(stamp, ' '), nulls...)
+		buf = append(append(buf, ' '), nulls...)
 	}
-	r.buf = stamp
-	return append(set, c.timeField(), string(stamp)), drop, nil
+	set = append(set, c.timeField(), "")
+	ends = append(ends, len(buf))
+	all, from := string(buf), 0 // one string for all values
+	for i, end := range ends {
+		set[2*i+1], from = all[from:end], end
+	}
+	r.buf, r.ends = buf, ends
+	return set, drop, nil
 }
 
 var errText = errors.New("not of the feature's type")
