@@ -3,11 +3,35 @@ package featurestore
 import (
 	"encoding/binary"
 	"hash/crc64"
+	"sync"
 	"unsafe"
 )
 
-// dumpTable is of the CRC that Redis has at the end of what RESTORE takes: the one of Jones.
-var dumpTable = crc64.MakeTable(0x95ac9329ac4bc9b5)
+// dumpTables are of the CRC that Redis has at the end of what RESTORE takes, the one of Jones, for eight bytes at a time: hash/crc64
+// has such tables for its own polynomials alone.
+var dumpTables = sync.OnceValue(func() *[8][256]uint64 {
+	var tables [8][256]uint64
+	tables[0] = *crc64.MakeTable(0x95ac9329ac4bc9b5)
+	for i := range 256 {
+		for n := 1; n < 8; n++ {
+			before := tables[n-1][i]
+			tables[n][i] = tables[0][byte(before)] ^ before>>8
+		}
+	}
+	return &tables
+})
+
+func dumpCRC(t *[8][256]uint64, b []byte) (crc uint64) {
+	for ; len(b) >= 8; b = b[8:] {
+		crc ^= binary.LittleEndian.Uint64(b)
+		crc = t[7][byte(crc)] ^ t[6][byte(crc>>8)] ^ t[5][byte(crc>>16)] ^ t[4][byte(crc>>24)] ^
+			t[3][byte(crc>>32)] ^ t[2][byte(crc>>40)] ^ t[1][byte(crc>>48)] ^ t[0][crc>>56]
+	}
+	for _, c := range b {
+		crc = t[0][byte(crc)^c] ^ crc>>8
+	}
+	return crc
+}
 
 const (
 	dumpHash    = 16 // a hash in a listpack
@@ -44,6 +68,6 @@ func dump(pairs []string) (payload string, ok bool) {
 	}
 	b = append(b, 0xff)
 	b = binary.LittleEndian.AppendUint16(b, dumpVersion)
-	b = binary.LittleEndian.AppendUint64(b, ^crc64.Update(^uint64(0), dumpTable, b))
+	b = binary.LittleEndian.AppendUint64(b, dumpCRC(dumpTables(), b))
 	return unsafe.String(unsafe.SliceData(b), len(b)), true // nobody writes to b any more
 }
