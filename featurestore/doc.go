@@ -34,6 +34,7 @@
 // # How
 //
 // An entity's rows are in one hash; a read is an HMGET per hash, in one pipeline, and where a row has 20 fields or more one HSCAN of it.
+// Gets that come while four round trips of their projection are under way go together with the next one, but for a Cluster's.
 // A write is one script. Which version is live is a field of one key of the view: a process asks for it at most every 20ms, in the
 // same pipeline as its rows, and if it is another one reads again. A reply that comes more than a second after the last such answer
 // is not trusted but read again, which is why rows of a version may be deleted 3 seconds after it was live.
