@@ -2,7 +2,8 @@
 -- marked later were applied.
 -- KEYS meta, batch, marks, dead, reasons
 -- ARGV nonce, version
--- Returns 1, or 0 if the batch is not live (any more).
+-- Returns 1, or 2 if Redis has lost writes since the last batch, which add.lua noticed and the ledger did not; 0 if the batch
+-- is not live (any more).
 redis.call('HDEL', KEYS[1], '') -- see claim.lua
 if redis.call('HGET', KEYS[1], 'nonce') ~= ARGV[1] then return 0 end
 local marks = redis.call('HGETALL', KEYS[3])
@@ -22,4 +23,6 @@ for i = 1, #marks, 2 do
 end
 redis.call('UNLINK', KEYS[2], KEYS[3])
 redis.call('HDEL', KEYS[1], 'nonce', 'owner', 'expires', 'version', 'attempt', 'batchSince', 'park')
-return 1
+if redis.call('HDEL', KEYS[1], 'untold') == 0 then return 1 end
+redis.call('HINCRBY', KEYS[1], 'regressions', 1)
+return 2

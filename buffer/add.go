@@ -1,14 +1,17 @@
 package buffer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"math/bits"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -22,6 +25,7 @@ const (
 	postDelay     = 10 * time.Millisecond
 	minRetry      = 5 * time.Millisecond
 	maxRetry      = time.Second
+	knownFor      = writerTTL / 2 // after a round trip Redis must know it for so long
 )
 
 // shard is this process' side of one: what waits to be sent. One round trip is under way at a time; what comes meanwhile is
@@ -39,14 +43,40 @@ type shard struct {
 	closed      bool
 	wake        chan struct{} // ends a wait for postsDue
 
-	seq uint64 // of the last round trip; the sender's own
+	// The sender's own: the last round trip, the last that was confirmed, and when, by the wall clock: it goes on while the
+	// machine sleeps.
+	seq, confirmed uint64
+	confirmedAt    time.Time
 }
 
 // group is what one round trip, or several if it is large, will bring to Redis.
 type group struct {
-	rows map[string]*row
-	list []*row
-	done chan struct{} // closed when all rows have their outcome
+	rows    map[string]*row
+	list    []*row
+	waves   []*wave
+	settled atomic.Bool // too late to leave: all rows have their outcome
+}
+
+// wave is Adds that wait for a group since about the same time. One channel tells them of the outcome or, before it, that they
+// have waited for long enough: a select of two is much of what an Add costs.
+type wave struct {
+	done    chan struct{}
+	once    sync.Once
+	timer   *time.Timer
+	renewAt time.Duration // since epoch
+}
+
+func (w *wave) end() { w.once.Do(func() { close(w.done) }) }
+
+// wave is the one to join at a time. The shard's mutex is held.
+func (g *group) wave(now, timeout time.Duration) *wave {
+	if n := len(g.waves); n > 0 && now < g.waves[n-1].renewAt {
+		return g.waves[n-1]
+	}
+	w := &wave{done: make(chan struct{}), renewAt: now + timeout/8}
+	w.timer = time.AfterFunc(timeout, w.end)
+	g.waves = append(g.waves, w)
+	return w
 }
 
 type row struct {
@@ -55,7 +85,6 @@ type row struct {
 	err      error
 	overflow uint32 // columns that Redis refused, one bit each
 	left     bool   // an Add has returned ErrUnconfirmed
-	settled  bool   // too late to leave: the outcome is known
 }
 
 // Add merges values into an entity's row and returns when Redis has them. Concurrent calls share round trips.
@@ -80,26 +109,26 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 		return err
 	}
 	asked, overflow := r.merge(b.columns, deltas)
+	w := g.wave(sinceEpoch(), b.opts.AddTimeout)
 	s.send()
 	s.mu.Unlock()
 
-	select {
-	case <-g.done:
-	default:
-		bound, cancel := b.waits.Bound(ctx, sinceEpoch())
-		defer cancel()
+	if ctx.Done() == nil {
+		<-w.done
+	} else {
 		select {
-		case <-g.done:
-		case <-bound.Done():
-			s.mu.Lock()
-			r.left = true
-			settled := r.settled
-			s.mu.Unlock()
-			if !settled {
-				b.drop(ctx, overflow)
-				return fmt.Errorf("%w: %w", ErrUnconfirmed, bound.Err())
-			}
-			<-g.done
+		case <-w.done:
+		case <-ctx.Done():
+		}
+	}
+	if !g.settled.Load() {
+		s.mu.Lock()
+		r.left = true
+		settled := g.settled.Load()
+		s.mu.Unlock()
+		if !settled {
+			b.drop(ctx, overflow)
+			return fmt.Errorf("%w: %w", ErrUnconfirmed, cmp.Or(ctx.Err(), context.DeadlineExceeded))
 		}
 	}
 	if r.err != nil {
@@ -208,7 +237,7 @@ func (s *shard) rowOf(of **group, entity string) (*group, *row, error) {
 		return nil, nil, ErrFull
 	}
 	if g == nil {
-		g = &group{rows: make(map[string]*row), done: make(chan struct{})}
+		g = &group{rows: make(map[string]*row)}
 		*of = g
 	}
 	r := &row{entity: entity, values: make([]Value, len(s.b.columns))}
@@ -257,6 +286,7 @@ func (s *shard) wakeUp() {
 // sendAll sends until there is nothing left. Values that were only posted wait a moment for more.
 func (s *shard) sendAll() {
 	for {
+		runtime.Gosched() // whoever is about to add something, such as those whose Adds have just returned, comes along
 		s.mu.Lock()
 		if s.adds == nil && s.posts == nil {
 			s.sending = false
@@ -287,10 +317,7 @@ func (s *shard) sendAll() {
 			}
 			rest = rest[n:]
 		}
-		s.settle(rows, posts)
-		if adds != nil {
-			close(adds.done)
-		}
+		s.settle(rows, adds, posts)
 	}
 }
 
@@ -309,14 +336,14 @@ func (s *shard) linger(wait time.Duration) {
 	}
 }
 
-// settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left.
-func (s *shard) settle(rows []*row, posts *group) {
+// settle keeps the rows that Redis did not take and nobody waits for: those that were posted or that an Add has left. Then it
+// tells those who do wait.
+func (s *shard) settle(rows []*row, adds, posts *group) {
 	b := s.b
 	var dropped []uint32
 	s.mu.Lock()
 	s.rows -= len(rows)
 	for _, r := range rows {
-		r.settled = true
 		switch {
 		case errors.Is(r.err, errGivenUp):
 			s.lost++
@@ -337,9 +364,18 @@ func (s *shard) settle(rows []*row, posts *group) {
 			dropped = append(dropped, lost)
 		}
 	}
+	if adds != nil {
+		adds.settled.Store(true)
+	}
 	s.mu.Unlock()
 	for _, columns := range dropped {
 		b.drop(context.Background(), columns)
+	}
+	if adds != nil {
+		for _, w := range adds.waves {
+			w.timer.Stop()
+			w.end()
+		}
 	}
 }
 
@@ -389,7 +425,8 @@ var errGivenUp = errors.New("closed before Redis confirmed")
 func (s *shard) trip(rows []*row) error {
 	b := s.b
 	s.seq++
-	args := make([]string, 3, 3+4*len(rows))
+	args := make([]string, 5, 5+4*len(rows))
+	excess := 0
 	args[0] = strconv.FormatUint(s.seq, 10)
 	args[1] = strconv.Itoa(max(1, b.opts.MaxPending/len(b.shards)/2))
 	args[2] = strconv.FormatInt(writerTTL.Milliseconds(), 10)
@@ -399,17 +436,22 @@ func (s *shard) trip(rows []*row) error {
 		args = append(args, "")
 		for c := range r.values {
 			if r.values[c].Set {
-				args = append(args, b.columns[c].field(r.entity), r.values[c].encode(b.columns[c].Op))
+				field, value := b.columns[c].field(r.entity), r.values[c].encode(b.columns[c].Op)
+				args = append(args, field, value)
+				excess += max(0, len(field)+len(value)-usualBytes)
 				n++
 			}
 		}
 		args[count] = strconv.Itoa(n)
 	}
+	args[4] = strconv.Itoa(excess)
 	call := addScript.Call([]string{s.keys.cur, s.keys.writer, s.keys.meta}, args...)
 	unknown := false // whether a copy may have been executed whose reply was lost
 	for retry := minRetry; b.life.Err() == nil; retry = min(2*retry, maxRetry) {
+		call.Args[3] = s.known()
 		refused, err := s.send1(call, &unknown)
 		if err == nil {
+			s.confirmed, s.confirmedAt = s.seq, time.Now().Round(0)
 			s.note(rows, refused)
 			return nil
 		}
@@ -425,6 +467,14 @@ func (s *shard) trip(rows []*row) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", ErrUnconfirmed, errGivenUp)
+}
+
+// known is the last round trip that Redis must know of, or else it has lost writes.
+func (s *shard) known() string {
+	if time.Since(s.confirmedAt) > knownFor {
+		return "0"
+	}
+	return strconv.FormatUint(s.confirmed, 10)
 }
 
 func (s *shard) send1(call script.Call, unknown *bool) (string, error) {

@@ -1,18 +1,23 @@
 -- Merges rows into the shard's current generation, once, however often it is sent.
 -- KEYS cur, writer, meta
--- ARGV seq, max fields, ttl ms; then per row: number of fields, and field and value of each
+-- ARGV seq, max fields, ttl ms, the last seq that Redis has confirmed and must know, bytes beyond what most fields have (see
+-- claim.lua); then per row: number of fields, and field and value of each
 -- Returns what was refused: "row " for a row that the shard is too full for, "row.field " for a field that would
 -- overflow, counted from 0. The writer's key has the last seq and what was returned for it.
 local seq = tonumber(ARGV[1])
 -- The first write: on a full server it fails, and nothing has happened; after it all others pass.
 local last = redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[3], 'GET')
+local known = 0
 if last then
   local n, refused = string.match(last, '^(%d+) ?(.*)$')
-  if tonumber(n) >= seq then
+  known = tonumber(n)
+  if known >= seq then
     redis.call('SET', KEYS[2], last, 'PX', ARGV[3])
     return refused
   end
 end
+-- See ack.lua.
+if known < tonumber(ARGV[4]) and lost(KEYS[3]) then redis.call('HSET', KEYS[3], 'untold', 1) end
 local size = redis.call('HLEN', KEYS[1])
 if size == 0 then
   local t = redis.call('TIME')
@@ -23,7 +28,8 @@ if size == 0 then
 end
 local full = size >= tonumber(ARGV[2])
 local refused = ''
-local i, row = 4, 0
+if ARGV[5] ~= '0' then redis.call('HINCRBY', KEYS[3], 'excess', ARGV[5]) end
+local i, row = 6, 0
 while i <= #ARGV do
   local n = tonumber(ARGV[i])
   local fits = true

@@ -16,7 +16,6 @@ import (
 
 	"github.com/redis/rueidis"
 
-	"github.com/redispatterns/redispatterns/internal/deadline"
 	"github.com/redispatterns/redispatterns/internal/key"
 	"github.com/redispatterns/redispatterns/internal/script"
 )
@@ -32,6 +31,10 @@ var ErrOverflow = errors.New("buffer: sum overflows")
 // ErrUnconfirmed means that Redis has not confirmed in time. The values are not lost: this process goes on sending them until
 // Redis confirms, or Close gives up. So do not add them again. The exception is a sum that turns out to overflow: see [Buffer.Add].
 var ErrUnconfirmed = errors.New("buffer: not confirmed yet")
+
+// ErrEvicting means that Redis has a maxmemory and a maxmemory-policy other than noeviction: when its memory is full, it drops
+// what is pending, or the records that keep values from counting twice. No method returns it: see Hooks.Error and Stats.Evicts.
+var ErrEvicting = errors.New("buffer: redis evicts keys when it is full")
 
 // ErrClosed means that Close has been called.
 var ErrClosed = errors.New("buffer: closed")
@@ -58,6 +61,8 @@ const (
 	defaultMaxLocal   = 100_000
 	defaultMaxBatch   = 5_000
 	maxMaxBatch       = 100_000
+	maxBatchBytes     = 4 << 20
+	usualBytes        = 200 // of a field's name and value; see claim.lua
 	defaultFlushEvery = time.Second
 	defaultWorkers    = 2
 	defaultLease      = 30 * time.Second
@@ -71,7 +76,7 @@ type OnRegress uint8
 
 const (
 	// RegressApply flushes the batch, and all after it, under new numbers: nothing new is lost, and what Redis brought back
-	// from the past is counted again.
+	// from the past may be counted again.
 	RegressApply OnRegress = iota
 	// RegressPark puts the batch, and whatever else was pending in its shard at that moment, into the dead letters, for
 	// somebody to decide about.
@@ -102,8 +107,9 @@ type Options struct {
 	// Each shard has an equal share. At least Shards. Defaults to 100,000.
 	MaxLocal int
 
-	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole:
-	// make it smaller for large texts, of 64 KiB each at most. 1 to 100,000. Defaults to 5,000.
+	// MaxBatch is the largest number of fields in a batch, which a flusher reads within Lease and has in memory as a whole. Nor
+	// has a batch more than 4 MiB of their names and values, or 200 bytes times MaxBatch if that is more, and one field. A
+	// name is the entity, the column and 2 bytes. 1 to 100,000. Defaults to 5,000.
 	MaxBatch int
 
 	// FlushEvery is the pause between two passes of Run, give or take a tenth, so that processes started together do not
@@ -130,7 +136,8 @@ type Options struct {
 	AddTimeout time.Duration
 
 	// OnRegress is for batches whose place in the ledger is taken by another one, as happens after a failover that lost
-	// writes, or when an older snapshot of Redis was restored. Defaults to RegressApply. Hooks.Regress and Stats tell.
+	// writes, or when an older snapshot of Redis was restored. Defaults to RegressApply. Hooks.Regress and Stats tell,
+	// also of losses that nothing can come back from, for which it does not matter.
 	OnRegress OnRegress
 
 	// Hooks are told what the buffer does.
@@ -209,10 +216,10 @@ type Buffer struct {
 	keys    keyspace
 	writer  string
 	shards  []*shard
-	waits   *deadline.Shared
 	stats   counters
 
 	registered atomic.Int64 // when, since epoch
+	checked    atomic.Bool  // whether Redis evicts
 	senders    sync.WaitGroup
 	life       context.Context //nolint:containedctx // its end is when Close gives up: the senders', not a call's
 	giveUp     context.CancelFunc
@@ -237,7 +244,7 @@ func New(client rueidis.Client, name string, columns []Column, opts Options) (*B
 	b := &Buffer{
 		client: client, opts: opts, columns: append([]Column(nil), columns...),
 		keys: keyspace{opts.Prefix, name}, writer: rand.Text()[:16],
-		shards: make([]*shard, opts.Shards), waits: deadline.New(opts.AddTimeout),
+		shards: make([]*shard, opts.Shards),
 	}
 	b.life, b.giveUp = context.WithCancel(context.Background())
 	for i := range b.shards {

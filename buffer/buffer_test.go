@@ -72,6 +72,17 @@ func TestAdd_RefusesBadArguments(t *testing.T) {
 	}
 }
 
+// Redis forgets a process's round trips some day, which is no loss.
+func TestShard_WhatRedisMustKnow(t *testing.T) {
+	t.Parallel()
+	s := shard{confirmed: 7}
+	require.Equal(t, "0", s.known())
+	s.confirmedAt = time.Now().Round(0)
+	require.Equal(t, "7", s.known())
+	s.confirmedAt = s.confirmedAt.Add(-writerTTL * 9 / 10)
+	require.Equal(t, "0", s.known())
+}
+
 func TestValue_MergesInAnyOrder(t *testing.T) {
 	t.Parallel()
 	at := time.UnixMicro(1).UTC()

@@ -37,15 +37,19 @@
 // Dialer.Timeout.
 //
 // Redis is full: Add returns an error and nothing of it is counted; what is there can be flushed, which makes room. Redis must
-// not evict: maxmemory-policy noeviction.
+// not evict: maxmemory-policy noeviction. With another policy it may drop what is pending. Nothing here can prevent that; where
+// INFO is permitted, Hooks.Error is told ErrEvicting, once, and Stats.Evicts says it.
 //
 // Redis restarts: what its persistence keeps is kept. Without an append-only file all that is pending is lost, with one that is
 // synced each second up to a second of it.
 //
 // Redis falls back to an older state, since a failover lost writes or a snapshot was restored: what was added since is lost, and
-// what came back may have been flushed before. That is detected when a batch meets another one's mark in the ledger; it is
-// reported, and Options.OnRegress decides. The ledger never drops what is new. A Redis that comes back with nothing at all, as
-// after FLUSHALL, begins with new numbers and is not reported: there is nothing left that could count twice.
+// what came back may have been flushed before. Or it comes back with nothing at all, as after FLUSHALL. The ledger never drops
+// what is new. It is reported by Hooks.Regress and Stats.Regressions, for each shard that values are flushed from later, once:
+// when a batch is not the one that the ledger expects next, or when Redis does not know of a round trip that it confirmed to a
+// process which is still there. If nothing of a shard was flushed before, and all such processes have ended, nobody knows. Where
+// the ledger is beyond Redis, Options.OnRegress decides what becomes of values that may have been flushed before. A new Redis
+// for a ledger that is not new is reported likewise, and its counts are right.
 //
 // The sink is down: batches are retried with growing pauses, values wait without ever expiring, and when there are too many,
 // Add returns ErrFull for fields that are not among them; watch Stats.OldestAge.

@@ -129,6 +129,7 @@ func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]e
 	if err != nil {
 		return nil, err
 	}
+	f.check(ctx)
 	queue := make(chan int, len(shards))
 	for _, n := range shards {
 		if due == nil || due(n) {
@@ -153,6 +154,16 @@ func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]e
 	}
 	wg.Wait()
 	return results, nil
+}
+
+// check tells once if Redis evicts. That is no reason not to flush: what is pending there is safer elsewhere.
+func (f *flusher) check(ctx context.Context) {
+	if f.opts.Hooks.Error == nil || f.checked.Load() {
+		return
+	}
+	if s, err := f.Stats(ctx); err == nil && f.checked.CompareAndSwap(false, true) && s.Evicts {
+		f.reportError(ctx, OpCheck, ErrEvicting)
+	}
 }
 
 // pending returns the shards that have something to flush.
@@ -231,6 +242,7 @@ type claimed struct {
 	busy, opened, park bool
 	nonce              string
 	epoch, seq         int64
+	follows            int64
 	version, attempt   int
 	age                time.Duration
 }
@@ -241,17 +253,18 @@ func (f *flusher) claim(ctx context.Context, k shardKeys, open bool) (c claimed,
 		mayOpen = "1"
 	}
 	reply, err := f.call(ctx, claimScript.Call([]string{k.meta, k.cur, k.gen, k.batch},
-		f.owner, strconv.FormatInt(f.opts.Lease.Milliseconds(), 10), strconv.Itoa(f.opts.MaxBatch), rand.Text(), mayOpen)).AsStrSlice()
+		f.owner, strconv.FormatInt(f.opts.Lease.Milliseconds(), 10), strconv.Itoa(f.opts.MaxBatch), rand.Text(), mayOpen,
+		strconv.Itoa(max(maxBatchBytes, usualBytes*f.opts.MaxBatch)), strconv.Itoa(usualBytes))).AsStrSlice()
 	if err != nil || len(reply) == 0 {
 		return claimed{}, err
 	}
 	if len(reply) == 1 {
 		return claimed{busy: true}, nil
 	}
-	if len(reply) != 8 {
+	if len(reply) != 9 {
 		return claimed{}, errForeign
 	}
-	var numbers [5]int64 // epoch, seq, version, attempt, age
+	var numbers [6]int64 // epoch, seq, version, attempt, age, follows
 	for i := range numbers {
 		if numbers[i], err = strconv.ParseInt(reply[1+i], 10, 64); err != nil {
 			return claimed{}, errForeign
@@ -259,7 +272,7 @@ func (f *flusher) claim(ctx context.Context, k shardKeys, open bool) (c claimed,
 	}
 	return claimed{
 		nonce: reply[0], epoch: numbers[0], seq: numbers[1], version: int(numbers[2]), attempt: int(numbers[3]),
-		age: time.Duration(numbers[4]) * time.Millisecond, park: reply[6] == "1", opened: reply[7] == "1",
+		age: time.Duration(numbers[4]) * time.Millisecond, follows: numbers[5], park: reply[7] == "1", opened: reply[8] == "1",
 	}, nil
 }
 
@@ -279,7 +292,7 @@ func (f *flusher) flush(ctx context.Context, shard int, k shardKeys, c claimed, 
 	defer stop()
 	batch := &Batch{
 		ID:     fmt.Sprintf("%s/%d/%s", f.ledgerName(), shard, c.nonce),
-		Buffer: f.ledgerName(), Shard: shard, Epoch: c.epoch, Seq: c.seq, Nonce: c.nonce,
+		Buffer: f.ledgerName(), Shard: shard, Epoch: c.epoch, Seq: c.seq, Follows: c.follows, Nonce: c.nonce,
 		Attempt: c.attempt, OldestAt: time.Now().Add(-c.age), Columns: slices.Clone(f.columns),
 	}
 	park := c.park
@@ -308,10 +321,10 @@ func (f *flusher) flush(ctx context.Context, shard int, k shardKeys, c claimed, 
 			}
 		case errors.As(err, &regress) && !regressed:
 			regressed = true
-			if err := f.regress(ctx, k, batch, regress); err != nil {
+			var err error
+			if park, err = f.regress(ctx, k, batch, regress); err != nil {
 				return err
 			}
-			park = f.opts.OnRegress == RegressPark
 		default:
 			if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) {
 				return cause
@@ -484,38 +497,47 @@ func (f *flusher) mark(ctx context.Context, k shardKeys, args []string) error {
 	return nil
 }
 
-// regress finds out whether it is this flusher that was overtaken or Redis that fell behind, and gives the batch a place in
-// the order that is free.
-func (f *flusher) regress(ctx context.Context, k shardKeys, batch *Batch, e *RegressError) error {
-	park := f.opts.OnRegress == RegressPark
+// regress finds out whether it is this flusher that was overtaken or Redis that lost what the ledger knows of, and gives the
+// batch a place in the order that is free. It returns whether the batch's rows must not be applied.
+func (f *flusher) regress(ctx context.Context, k shardKeys, batch *Batch, e *RegressError) (park bool, err error) {
 	flag := "0"
-	if park {
+	if f.opts.OnRegress == RegressPark {
 		flag = "1"
 	}
 	reply, err := f.call(ctx, regressScript.Call([]string{k.meta, k.cur, k.gen}, batch.Nonce, strconv.FormatInt(e.Epoch, 10), flag)).AsStrSlice()
 	if err != nil {
-		return fmt.Errorf("regress: %w", err)
+		return false, fmt.Errorf("regress: %w", err)
 	}
-	if len(reply) != 2 {
-		return errOvertaken
+	if len(reply) == 0 {
+		return false, errOvertaken
 	}
-	if batch.Epoch, err = strconv.ParseInt(reply[0], 10, 64); err != nil {
-		return errForeign
+	if len(reply) != 5 {
+		return false, errForeign
 	}
-	batch.Seq = 1
-	if f.opts.Hooks.Regress != nil {
-		f.opts.Hooks.Regress(ctx, RegressInfo{Shard: batch.Shard, Rows: len(batch.Rows), Parked: park})
+	var err1, err2 error
+	batch.Epoch, err1 = strconv.ParseInt(reply[0], 10, 64)
+	batch.Seq, err2 = strconv.ParseInt(reply[1], 10, 64)
+	if cmp.Or(err1, err2) != nil {
+		return false, errForeign
 	}
-	return nil
+	batch.Follows = e.Epoch
+	park = reply[2] == "1"
+	if reply[4] == "1" {
+		f.reportRegress(ctx, RegressInfo{Shard: batch.Shard, Rows: len(batch.Rows), Behind: reply[3] == "1", Parked: park})
+	}
+	return park, nil
 }
 
 // ack ends a batch. That it is not live any more means that another flusher has ended it, or an earlier copy of this call.
 func (f *flusher) ack(ctx context.Context, k shardKeys, batch *Batch, version int) error {
 	// The sink has it: its context's end is no reason to have it applied again.
 	ctx = context.WithoutCancel(ctx)
-	err := f.call(ctx, ackScript.Call([]string{k.meta, k.batch, k.marks, k.dead, k.reasons}, batch.Nonce, strconv.Itoa(version))).Error()
+	ended, err := f.call(ctx, ackScript.Call([]string{k.meta, k.batch, k.marks, k.dead, k.reasons}, batch.Nonce, strconv.Itoa(version))).AsInt64()
 	if err != nil {
 		return fmt.Errorf("acknowledge: %w", err)
+	}
+	if ended == 2 {
+		f.reportRegress(ctx, RegressInfo{Shard: batch.Shard, Rows: len(batch.Rows)})
 	}
 	return nil
 }

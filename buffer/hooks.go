@@ -11,7 +11,8 @@ import (
 type Hooks struct {
 	// Flush is called after each attempt of a batch.
 	Flush func(ctx context.Context, info FlushInfo)
-	// Regress is called when Redis turns out to be behind the sink's ledger. See Options.OnRegress.
+	// Regress is called by the flusher that finds out that Redis has lost what it had; not if the flusher is killed, or Redis'
+	// reply lost, just then, unlike Stats.Regressions. See Options.OnRegress.
 	Regress func(ctx context.Context, info RegressInfo)
 	// Error is called with each failure that the buffer goes on in spite of; op is one of the Op constants.
 	Error func(ctx context.Context, op string, err error)
@@ -22,6 +23,7 @@ const (
 	OpSend  = "send"  // send values to Redis; it goes on trying
 	OpPost  = "post"  // have Redis take a value that nobody waits for: its sum would overflow, and it is lost
 	OpFlush = "flush" // claim, read, apply or acknowledge a batch; it goes on trying
+	OpCheck = "check" // find Redis as it must be: ErrEvicting, once per Buffer that flushes; it goes on
 )
 
 // FlushInfo describes one attempt of a batch.
@@ -35,14 +37,23 @@ type FlushInfo struct {
 	Err     error // nil if the batch was applied, now or before, and acknowledged
 }
 
-// RegressInfo describes a batch whose place in the ledger is taken.
+// RegressInfo describes a loss, of one shard.
 type RegressInfo struct {
-	Shard  int
-	Rows   int
-	Parked bool // whether it goes to the dead letters
+	Shard int
+	Rows  int // of the batch by which it was noticed
+	// Behind is whether the ledger is beyond the batch, so that what is pending may have been flushed before: then
+	// Options.OnRegress decides. If not, nothing can count twice.
+	Behind bool
+	Parked bool // whether the batch goes to the dead letters
 }
 
 type counters struct{ dropped atomic.Uint64 }
+
+func (b *Buffer) reportRegress(ctx context.Context, info RegressInfo) {
+	if b.opts.Hooks.Regress != nil {
+		b.opts.Hooks.Regress(ctx, info)
+	}
+}
 
 func (b *Buffer) reportError(ctx context.Context, op string, err error) {
 	if b.opts.Hooks.Error != nil {

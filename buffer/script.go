@@ -10,6 +10,8 @@ import (
 var (
 	//go:embed merge.lua
 	mergeSource string
+	//go:embed loss.lua
+	lossSource string
 	//go:embed add.lua
 	addSource string
 	//go:embed claim.lua
@@ -41,13 +43,13 @@ var (
 // None is sent again by rueidis, though all may be: add's caller must know whether a copy may have run, and rueidis 1.0.79
 // recycles the memory of a command that it sent again while the writer of the broken connection may still read it.
 var (
-	addScript      = script.New(mergeSource + addSource)
+	addScript      = script.New(mergeSource + lossSource + addSource)
 	claimScript    = script.New(claimSource)
 	readScript     = script.New(readSource)
 	extendScript   = script.New(extendSource)
 	excludeScript  = script.New(excludeSource)
 	ackScript      = script.New(mergeSource + ackSource)
-	regressScript  = script.New(regressSource)
+	regressScript  = script.New(lossSource + regressSource)
 	replayScript   = script.New(mergeSource + replaySource)
 	registerScript = script.New(registerSource)
 	statsScript    = script.New(statsSource)

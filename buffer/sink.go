@@ -15,8 +15,9 @@ type Batch struct {
 	// Buffer is the buffer's prefix and name, "prefix:name", which together with Shard names a row of the ledger.
 	Buffer string
 	Shard  int
-	// Epoch and Seq order the batches of a shard: one is made only after the one before was acknowledged.
-	Epoch, Seq int64
+	// Epoch and Seq order the batches of a shard: one is made only after the one before was acknowledged. A new epoch begins
+	// when Redis has lost what the ledger knows of. Follows is the one before it, or 0 as long as there was none.
+	Epoch, Seq, Follows int64
 	// Nonce tells batches with the same place in the order apart, which are there if Redis lost its memory.
 	Nonce string
 	// Version is how often rows were excluded from the batch because the sink refused them.
@@ -39,9 +40,9 @@ type Row struct {
 //
 // Apply must apply a batch as a whole or not at all. For a count that is exact whatever is killed when, it records in the same
 // transaction that it has: in a ledger with one row per (Buffer, Shard), which holds the last batch's Epoch, Seq, Nonce and
-// Version. If the ledger has the batch's Nonce, Apply returns an [*AppliedError]; if not, and the batch's (Epoch, Seq) is not
-// greater than the ledger's, a [*RegressError]; else it applies the batch. A sink without a ledger may use ID as an
-// idempotency key, or else count a batch again after a crash.
+// Version. If the ledger has the batch's Nonce, Apply returns an [*AppliedError]. It applies the batch if the ledger has no row,
+// if that has the same Epoch and a smaller Seq, or if its epoch is Follows or before; else it returns a [*RegressError]. A sink
+// without a ledger may use ID as an idempotency key, or else count a batch again after a crash.
 //
 // If rows are refused for good, while the others are not, Apply returns [RowErrors], having applied nothing: it is then
 // called again without them. After any other error it is called again with the same batch, perhaps by another process.
@@ -56,12 +57,12 @@ func (e *AppliedError) Error() string {
 	return fmt.Sprintf("buffer: version %d of the batch has been applied before", e.Version)
 }
 
-// RegressError says that the ledger has another batch in the batch's place or beyond: of a flusher that was overtaken, or of
-// a Redis that has lost its memory.
+// RegressError says that the batch does not come after the ledger's: it is of a flusher that was overtaken, or of a Redis that
+// has lost its memory.
 type RegressError struct{ Epoch int64 } // the ledger's
 
 func (e *RegressError) Error() string {
-	return fmt.Sprintf("buffer: the ledger is beyond the batch, in epoch %d", e.Epoch)
+	return fmt.Sprintf("buffer: the batch does not come after the ledger's, of epoch %d", e.Epoch)
 }
 
 // RowError says why a row cannot be applied.

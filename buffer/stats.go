@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/redispatterns/redispatterns/internal/script"
@@ -18,7 +19,8 @@ type Stats struct {
 	LiveBatches int           // batches that are claimed and not acknowledged: one per shard at most
 	Attempts    int           // of the live batch that has had most
 	DeadLetters int64         // fields
-	Regressions int64         // how often Redis turned out to be behind the ledger
+	Regressions int64         // how often a shard lost what it had, as far as it still knows: see Hooks.Regress
+	Evicts      bool          // whether a server is known to evict keys: see ErrEvicting
 
 	Local   int    // rows of this process that Redis has not confirmed
 	Dropped uint64 // values, posted or unconfirmed, that were not counted since the sum would overflow
@@ -46,7 +48,7 @@ func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
 	defer cancel()
 	for _, r := range script.DoMulti(ctx, b.client, calls) {
 		v, err := r.AsIntSlice()
-		if err == nil && len(v) != 6 {
+		if err == nil && len(v) != 7 {
 			err = errForeign
 		}
 		if err != nil {
@@ -58,6 +60,7 @@ func (b *Buffer) Stats(ctx context.Context) (Stats, error) {
 		s.Attempts = max(s.Attempts, int(v[3]))
 		s.DeadLetters += v[4]
 		s.Regressions += v[5]
+		s.Evicts = s.Evicts || v[6] == 1
 	}
 	return s, nil
 }
@@ -286,5 +289,6 @@ func (b *Buffer) Replay(ctx context.Context, entities ...string) (int, error) {
 func (b *Buffer) replay(ctx context.Context, k shardKeys, fields []string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.opts.OpTimeout)
 	defer cancel()
-	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, fields...)).AsInt64()
+	args := append([]string{strconv.Itoa(usualBytes)}, fields...)
+	return script.Do(ctx, b.client, replayScript.Call([]string{k.meta, k.cur, k.dead, k.reasons}, args...)).AsInt64()
 }

@@ -5,11 +5,13 @@ go 1.25.0
 replace github.com/redispatterns/redispatterns => ..
 
 require (
+	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/alicebob/miniredis/v2 v2.40.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/redis/rueidis v1.0.79
 	github.com/redispatterns/redispatterns v0.0.0-00010101000000-000000000000
 	github.com/stretchr/testify v1.12.1
+	golang.org/x/term v0.45.0
 	modernc.org/sqlite v1.55.0
 )
 

@@ -21,6 +21,8 @@ var (
 	acquireSource string
 	//go:embed release.lua
 	releaseSource string
+	//go:embed gathered.lua
+	gatheredSource string
 	//go:embed renew.lua
 	renewSource string
 	//go:embed inspect.lua
@@ -31,11 +33,12 @@ var (
 
 // Only renewals are repeated by the client, which does so for as long as it may: when to give up the others is decided here.
 var (
-	acquireScript = script.New(withCommon(acquireSource))
-	releaseScript = script.New(withCommon(releaseSource))
-	renewScript   = script.NewRetryable(renewSource).BySource()
-	inspectScript = script.New(withCommon(inspectSource))
-	breakScript   = script.New(withCommon(breakSource))
+	acquireScript  = script.New(withCommon(acquireSource))
+	releaseScript  = script.New(withCommon(releaseSource))
+	gatheredScript = script.New(gatheredSource)
+	renewScript    = script.NewRetryable(renewSource).BySource()
+	inspectScript  = script.New(withCommon(inspectSource))
+	breakScript    = script.New(withCommon(breakSource))
 )
 
 // withCommon puts common.lua where a script wants it.
@@ -108,11 +111,8 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 		}
 	}
 	message, err := reply.ToMessage()
-	if errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil {
-		err = ErrSlow
-	}
 	if err != nil {
-		return a, err
+		return a, slow(caller, err)
 	}
 	if !message.IsArray() {
 		a.granted = true
@@ -128,6 +128,14 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 		return a, ErrUnderReplicated
 	}
 	return a, nil
+}
+
+// slow says what it means that a command was not answered in time, other than the caller's.
+func slow(ctx context.Context, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return ErrSlow
+	}
+	return err
 }
 
 // read takes what a script says: {1, fence, now µs, whether others wait} or {0, now µs, ms left, holder's token and meta}.

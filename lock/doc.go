@@ -71,10 +71,12 @@
 //
 // # What it costs
 //
-// A free lock: one command to lock and one to unlock, each one round trip. A process that waits: one to queue, one per
-// third of the holder's or its own TTL, whichever is less, and one to claim what it was handed. Renewal: one script per
-// 200 locks and third of the TTL; in a cluster, where a script has keys of one slot only, a script per lock, in one
-// pipeline. A lock that is held has no goroutine.
+// A free lock: one command to lock and one to unlock, each one round trip. Where a Locker has four of those under way, and
+// Redis is no cluster, what comes meanwhile goes together, in one script for up to 64, without the values of the callers'
+// contexts; a lock that turns out not to be free then takes a round trip more. What has not gone with others after an eighth
+// of the time for a command goes alone. A process that waits: one to queue, one per third of the holder's or its own TTL,
+// whichever is less, and one to claim what it was handed. Renewal: one script per 200 locks and third of the TTL; in a
+// cluster, where a script has keys of one slot only, a script per lock, in one pipeline. A lock that is held has no goroutine.
 //
 // # What it needs
 //

@@ -185,16 +185,16 @@ func (l *Locker) first(ctx context.Context, e *entry, try bool) (*Lock, error) {
 	if try {
 		mode = ""
 	}
-	a, err := l.acquire(ctx, &e.keys, e.token, mode)
+	a, err := l.acquireFirst(ctx, &e.keys, e.token, mode)
 	l.mu.Lock()
 	if err == nil && a.granted && !l.closed && l.hold(e, a) {
 		lk := l.admit(ctx, e)
 		l.mu.Unlock()
 		return l.ready(ctx, lk)
 	}
-	if err != nil && ctx.Err() != nil && e.calls.first == nil {
-		l.forget(e)
+	if err != nil && ctx.Err() != nil {
 		l.giveUp(e.keys, a.token, 0, true, 0)
+		l.restart(e) // with another token: this one is given up
 		l.mu.Unlock()
 		return nil, fmt.Errorf("lock: acquire: %w", ctx.Err())
 	}
@@ -365,7 +365,7 @@ func (l *Locker) released(e *entry) {
 // before, or is repeated, and then finds nothing, the first one did it.
 func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated bool) error {
 	began := sinceEpoch()
-	found, err := l.release(ctx, &e.keys, token, used)
+	found, err := l.releaseHeld(ctx, &e.keys, token, used)
 	for attempt := range releaseAttempts {
 		if err == nil || !passing(err) || sinceEpoch()-began > opTimeout(l.opts.TTL)/2 {
 			break
@@ -502,7 +502,7 @@ func (l *Locker) answered(e *entry, a answer, err error) {
 	l.inbox.waits(e, true)
 	l.startInbox()
 	every := l.opts.TTL / 3
-	if !l.inbox.works {
+	if !l.inbox.works || a.sent < l.inbox.since { // a grant may have been told to nobody
 		every = min(every, pollUnheard*3/4+rand.N(pollUnheard/2))
 	}
 	if a.left >= 0 { // a lease that ends without a release is noticed by those who wait; not by all at once

@@ -15,8 +15,9 @@ import (
 type inbox struct {
 	runs       bool
 	subscribed bool
-	works      bool // a message has come through since it was last subscribed
-	waiting    int  // entries that listen
+	works      bool          // a message has come through since it was last subscribed
+	waiting    int           // entries that listen
+	since      time.Duration // when it was last subscribed
 	lastUse    time.Duration
 	stop       chan struct{}
 }
@@ -140,8 +141,8 @@ func (l *Locker) listenOnce(stop chan struct{}) error {
 func (l *Locker) subscribed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.inbox.subscribed = true
 	now := sinceEpoch()
+	l.inbox.subscribed, l.inbox.since = true, now
 	for _, e := range l.names {
 		if e.state == queued {
 			l.schedule(e, now)

@@ -96,7 +96,9 @@ type Locker struct {
 	id        string
 	cluster   bool
 	deadlines *deadline.Shared
+	patience  *deadline.Shared
 	args      arguments
+	gather    gather
 
 	stop    context.Context // ends when Close gives up waiting
 	stopNow context.CancelFunc
@@ -134,6 +136,7 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 		id:        rand.Text(),
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opTimeout(opts.TTL)),
+		patience:  deadline.New(opTimeout(opts.TTL) / 8),
 		args: arguments{
 			ttl:    millis(opts.TTL),
 			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(min(opts.TTL, claimWindow)),
@@ -192,7 +195,8 @@ func (l *Locker) Lock(ctx context.Context, name string) (*Lock, error) {
 }
 
 // TryLock is Lock without the wait: if the lock is held, here or elsewhere, or others wait for it, it returns a
-// *[HeldError]. At most one round trip, or two if it meets an Unlock under way, plus repetitions of one that failed.
+// *[HeldError]. At most one round trip, or two if it meets an Unlock or four other calls under way, plus repetitions of one
+// that failed.
 func (l *Locker) TryLock(ctx context.Context, name string) (*Lock, error) {
 	return l.hooked(ctx, name, true)
 }

@@ -297,8 +297,8 @@ func (s *Sink) transaction(ctx context.Context, batch *buffer.Batch, fn func(*sq
 func (s *Sink) mark(ctx context.Context, tx *sql.Tx, b *buffer.Batch) error {
 	for range 2 {
 		res, err := tx.ExecContext(ctx, s.dialect.bind("UPDATE "+s.ledger+" SET epoch = ?, seq = ?, nonce = ?, version = ? "+
-			"WHERE buffer = ? AND shard = ? AND nonce <> ? AND (epoch < ? OR (epoch = ? AND seq < ?))"),
-			b.Epoch, b.Seq, b.Nonce, b.Version, b.Buffer, b.Shard, b.Nonce, b.Epoch, b.Epoch, b.Seq)
+			"WHERE buffer = ? AND shard = ? AND nonce <> ? AND (epoch <= ? OR (epoch = ? AND seq < ?))"),
+			b.Epoch, b.Seq, b.Nonce, b.Version, b.Buffer, b.Shard, b.Nonce, b.Follows, b.Epoch, b.Seq)
 		if err != nil {
 			return fmt.Errorf("sqlsink: ledger: %w", err)
 		}

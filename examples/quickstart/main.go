@@ -51,6 +51,18 @@
 //	      flush 2   26 pending before,  26 in SQL after: flushed
 //	      the second one found the first in the ledger: no review is lost, and none counts twice
 //
+//	timeseries: 26 texts, one every 3 minutes until now, counted when they came
+//	      ...
+//	      16:00  #####
+//	      16:15  #####
+//	      16:30  ####   running
+//	      26 in all, in one round trip of 0.19ms; 22 to 67 bytes, mean 51
+//
+//	stream: the 26 reviews in a stream, handled by two consumers of one group
+//	      26 handled and acknowledged, 1 is a dead letter:
+//	      DEAD  after 3 attempts: "no text"
+//	      redriven, for this group alone, and handled
+//
 //	featurestore: 26 rows loaded, read in one round trip
 //	      partial  score 0.979  the reply is null; a late write was older
 //	      stale    score 0.500  of two hours ago
@@ -121,6 +133,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		{"ratelimit", t.visitRatelimit},
 		{"lock", t.visitLock},
 		{"buffer", t.visitBuffer},
+		{"timeseries", t.visitTimeseries},
+		{"stream", t.visitStream},
 		{"featurestore", t.visitFeaturestore},
 	} {
 		if err := stop.visit(ctx); err != nil {

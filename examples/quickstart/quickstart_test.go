@@ -123,6 +123,18 @@ func TestRun_PrintsWhatTheBufferDoes(t *testing.T) {
 	require.Regexp(t, `flush 2 +3 pending before, +3 in SQL after: flushed`, out)
 }
 
+func TestRun_PrintsWhatTheTimeseriesDoes(t *testing.T) {
+	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\nI love it.\n"), "-")
+	require.NoError(t, err)
+	require.Regexp(t, `(?s)timeseries: 3 texts.*  #.*  running\n      3 in all, in one round trip of .*ms; 10 to 10 bytes, mean 10\n`, out)
+}
+
+func TestRun_PrintsWhatTheStreamDoes(t *testing.T) {
+	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\nI love it.\n"), "-")
+	require.NoError(t, err)
+	require.Regexp(t, `(?s)3 handled and acknowledged, 1 is a dead letter:\n +DEAD +after 3 attempts: "no text"\n +redriven.*handled\n`, out)
+}
+
 func TestRun_PrintsWhatTheFeaturestoreDoes(t *testing.T) {
 	out, err := tourOf(t, strings.NewReader("I love it.\nI hate it.\n"), "-")
 	require.NoError(t, err)

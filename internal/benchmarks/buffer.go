@@ -143,15 +143,19 @@ func bufferFlush(
 	}
 	b.closes = append(b.closes, func() { _ = db.Close() })
 	key, update := "TEXT", "UPDATE pages SET views = views + ? WHERE id = ?"
+	// The servers of the tests do not wait for the disk; those that count do, as SQLite does here.
+	var durable []string
 	newSink := sqlsink.SQLite
 	switch dialect {
 	case sqlsink.DialectPostgres:
 		newSink, update = sqlsink.Postgres, "UPDATE pages SET views = views + $1 WHERE id = $2"
+		durable = []string{"ALTER SYSTEM SET fsync = on", "SELECT pg_reload_conf()"}
 	case sqlsink.DialectMySQL:
 		newSink, key = sqlsink.MySQL, "VARBINARY(100)"
+		durable = []string{"SET GLOBAL innodb_flush_log_at_trx_commit = 1"}
 	case sqlsink.DialectSQLite:
 	}
-	for _, statement := range append(sqlsink.Migrations(dialect), "CREATE TABLE pages (id "+key+" PRIMARY KEY, views BIGINT NOT NULL)") {
+	for _, statement := range append(append(durable, sqlsink.Migrations(dialect)...), "CREATE TABLE pages (id "+key+" PRIMARY KEY, views BIGINT NOT NULL)") {
 		_, err := db.ExecContext(ctx, statement)
 		b.fail(err)
 	}

@@ -63,7 +63,9 @@ var suites = []suite{
 	{"buffer", bufferCases},
 	{"cache", cacheCases},
 	{"ratelimit", ratelimitCases},
+	{"timeseries", timeseriesCases},
 	{"lock", lockCases},
+	{"stream", streamCases},
 	{"featurestore", featurestoreCases},
 }
 

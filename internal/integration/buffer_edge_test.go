@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -129,6 +130,63 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 	}
 }
 
+// Adds of one row that Redis does not take wait for AddTimeout each, 7/8 of it at least, whenever they come, or until their context
+// ends; and a sum that overflowed here is told although its Add has left.
+func TestBuffer_HowLongAnAddWaits(t *testing.T) {
+	t.Parallel()
+	const timeout = 800 * time.Millisecond
+	ctx := t.Context()
+	var told atomic.Int64
+	held := newHeldClient()
+	b := newBuffer(t, rueidishook.WithHook(redistest.Shared(t).Client(t), held), allColumns, buffer.Options{
+		Shards: 1, AddTimeout: timeout,
+		Hooks: buffer.Hooks{Error: func(_ context.Context, op string, err error) {
+			if op == buffer.OpPost && errors.Is(err, buffer.ErrOverflow) {
+				told.Add(1)
+			}
+		}},
+	})
+	held.next.Store(true)
+	require.NoError(t, b.Post("posted", buffer.Int("best", 1)))
+	<-held.reached
+	var wg sync.WaitGroup
+	add := func(ctx context.Context, n int64, want error, least time.Duration) {
+		wg.Go(func() {
+			began := time.Now()
+			err := b.Add(ctx, "e", buffer.Int("views", n))
+			took := time.Since(began)
+			require.ErrorIs(t, err, buffer.ErrUnconfirmed)
+			require.ErrorIs(t, err, want)
+			require.GreaterOrEqual(t, took, least)
+			require.Less(t, took, least+timeout/2)
+		})
+	}
+	add(context.Background(), math.MaxInt64, context.DeadlineExceeded, timeout*7/8)
+	require.Eventually(t, func() bool {
+		stats, err := b.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Local == 2
+	}, 20*time.Second, time.Millisecond)
+	require.NoError(t, after(ctx, timeout/4))
+	add(ctx, 1, context.DeadlineExceeded, timeout*7/8) // overflows
+	ends, cancel := context.WithTimeout(ctx, timeout/4)
+	defer cancel()
+	add(ends, 0, context.DeadlineExceeded, timeout/4)
+	ends, cancel = context.WithCancel(ctx)
+	time.AfterFunc(timeout/4, cancel)
+	add(ends, 0, context.Canceled, timeout/8)
+	wg.Wait()
+	require.Equal(t, int64(1), told.Load())
+	close(held.release)
+	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 0)))
+	sink := newMemorySink()
+	drainTo(t, b, sink)
+	require.Equal(t, int64(math.MaxInt64), sink.total())
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, uint64(1), stats.Dropped)
+}
+
 // Close ends with its context, whatever is under way and waits, and tells so each time.
 func TestBuffer_CloseGivesUp(t *testing.T) {
 	t.Parallel()
@@ -249,6 +307,75 @@ func TestBuffer_ABatchThatTakesLongToRead(t *testing.T) {
 	_, err := flusher.Flush(t.Context(), sink)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), sink.total())
+}
+
+// A batch is bounded by the bytes of its names and values too, whether they came by Add or Replay, and many small fields still
+// are one.
+func TestBuffer_ABatchIsBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	b := newBuffer(t, raw, allColumns, buffer.Options{Prefix: prefix, Shards: 1})
+	sink := newMemorySink()
+	var batches []int // bytes
+	apply := sinkFunc(func(ctx context.Context, batch *buffer.Batch) error {
+		n := 0
+		for _, row := range batch.Rows {
+			for c, v := range row.Values {
+				if v.Set {
+					n += len(row.Entity) + len(allColumns[c].Name) + len(v.Text)
+				}
+			}
+		}
+		batches = append(batches, n)
+		return sink.Apply(ctx, batch)
+	})
+	const large = 100 // fields of 64 KiB, and as many small ones
+	add := func() {
+		t.Helper()
+		for i := range large {
+			require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1), buffer.At("status", time.Now(), strings.Repeat("x", 64<<10))))
+		}
+	}
+	flush := func(least, most int) {
+		t.Helper()
+		batches = nil
+		_, err := b.Flush(ctx, apply)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, len(batches), least)
+		require.LessOrEqual(t, len(batches), most)
+		for _, n := range batches {
+			require.Less(t, n, 4<<20+65<<10)
+		}
+	}
+	add()
+	flush(2, 3)
+	require.Equal(t, int64(large), sink.total())
+	for range 3 {
+		add() // of the same fields, which are counted each time, but measured when they are claimed
+	}
+	flush(2, 3)
+	require.Equal(t, int64(4*large), sink.total())
+
+	refusing(sink, func(string) bool { return true })
+	add()
+	flush(4, 6) // each once, and once empty
+	sink.before = nil
+	_, err := b.Replay(ctx)
+	require.NoError(t, err)
+	flush(2, 3)
+	require.Equal(t, int64(5*large), sink.total())
+
+	for i := range 4000 {
+		require.NoError(t, b.Post(strconv.Itoa(i), buffer.Int("views", 1)))
+	}
+	require.NoError(t, b.Close(ctx))
+	flush(1, 1)
+	require.Equal(t, int64(5*large+4000), sink.total())
+	counted, err := raw.Do(ctx, raw.B().Hget().Key(prefix+":{counts:0}:meta").Field("genExcess").Build()).ToString()
+	require.NoError(t, err)
+	require.Equal(t, "0", counted, "small ones are not measured")
 }
 
 // No name of a column is one that the statements use for something else.

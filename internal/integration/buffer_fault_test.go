@@ -3,7 +3,9 @@ package integration
 import (
 	"context"
 	"math/rand/v2"
+	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -146,7 +148,7 @@ func TestBuffer_LostRepliesOfAddClaimReadAckAndCommit(t *testing.T) {
 		b := newBuffer(t, client, allColumns, buffer.Options{Shards: 2, MaxBatch: 20, Lease: 20 * time.Millisecond})
 		counted := map[string]int64{}
 		failed := 0
-		for range 30 {
+		for range 15 {
 			for range 30 {
 				e := strconv.Itoa(rand.IntN(50))
 				require.NoError(t, b.Add(t.Context(), e, buffer.Int("views", 3)))
@@ -216,6 +218,65 @@ func TestBuffer_RedisFull(t *testing.T) {
 	require.Equal(t, int64(1), sink.rows["posted"][0].Int)
 }
 
+// It is told once, and flushed all the same, when Redis may evict; and where it does not say whether it does, all goes on, the
+// notice of a loss included.
+func TestBuffer_RedisEvicts(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+	raw := server.Client(t)
+	ctx := t.Context()
+	var told atomic.Int64
+	opts := buffer.Options{
+		Prefix: redistest.Prefix(t), FlushEvery: time.Millisecond,
+		Hooks: buffer.Hooks{Error: func(_ context.Context, op string, err error) {
+			if op == buffer.OpCheck {
+				require.ErrorIs(t, err, buffer.ErrEvicting)
+				told.Add(1)
+			}
+		}},
+	}
+	sink := newMemorySink()
+	b := newBuffer(t, raw, allColumns, opts)
+	for range 2 {
+		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+		_, err := b.Flush(ctx, sink)
+		require.NoError(t, err)
+	}
+	require.Equal(t, int64(2), sink.total())
+	require.Equal(t, int64(1), told.Load())
+
+	do := func(args ...string) {
+		t.Helper()
+		require.NoError(t, raw.Do(ctx, raw.B().Arbitrary(args...).Build()).Error())
+	}
+	evicts := func(b *buffer.Buffer) bool {
+		t.Helper()
+		stats, err := b.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Evicts
+	}
+	require.True(t, evicts(b))
+	do("ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-info")
+	limited := newBuffer(t, server.Client(t, func(o *rueidis.ClientOption) { o.Username, o.Password = "app", "secret" }), allColumns, opts)
+	require.False(t, evicts(limited))
+	require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+	do("FLUSHALL")
+	require.NoError(t, limited.Add(ctx, "e", buffer.Int("views", 1)))
+	drainTo(t, limited, sink)
+	stats, err := limited.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(1), stats.Regressions)
+	require.Equal(t, int64(3), sink.total())
+
+	for policy, want := range map[string]bool{"volatile-ttl": true, "noeviction": false} {
+		do("CONFIG", "SET", "maxmemory-policy", policy)
+		require.Equal(t, want, evicts(b), policy)
+	}
+	do("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "allkeys-lru")
+	require.False(t, evicts(b), "there is no limit")
+	require.Equal(t, int64(1), told.Load())
+}
+
 func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -227,7 +288,7 @@ func TestBuffer_ScriptFlushAndClientKill(t *testing.T) {
 	defer stop()
 	var flusher sync.WaitGroup
 	flusher.Go(func() { require.NoError(t, b.Run(ctx, sink)) })
-	done, total := addInBackground(t, b, 16, 1000)
+	done, total := addInBackground(t, b, 16, 500)
 	for running := true; running; {
 		_ = admin.Do(t.Context(), admin.B().ScriptFlush().Build())
 		_ = admin.Do(t.Context(), admin.B().ClientKill().TypeNormal().SkipmeYes().Build())
@@ -299,21 +360,91 @@ func TestBuffer_ClusterFailover(t *testing.T) {
 	require.Equal(t, total, sink.total())
 }
 
+// Redis loses all it has, again and again. It is reported once per loss and shard, whoever is the first to come after it and
+// however many flushers there are; a first start, other numbers of shards and new processes are not. Nothing is parked: nothing
+// can count twice.
 func TestBuffer_AllKeysLost(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t)
-	client := server.Client(t)
-	b := newBuffer(t, client, allColumns, buffer.Options{})
-	sink := newMemorySink()
-	var total int64
-	for range 3 {
-		total += addMany(t, b, 4, 50)
-		drainTo(t, b, sink)
-		addMany(t, b, 1, 10) // these are lost with Redis' memory
-		require.NoError(t, client.Do(t.Context(), client.B().Arbitrary("FLUSHALL").Build()).Error())
-		total += addMany(t, b, 4, 50)
-		drainTo(t, b, sink)
-		require.Equal(t, total, sink.total(), "the ledger drops nothing new")
+	raw := redistest.Shared(t).Client(t)
+	for _, c := range []struct {
+		name    string
+		flushed bool // before the loss, so that the ledger knows of it
+		old     int  // when a process that was there before comes: first, second or last
+		told    int  // until the last comes
+	}{
+		{"the ledger knows", true, 0, 1},
+		{"the ledger and a process know", true, 1, 1},
+		{"a process knows", false, 1, 1},
+		{"a process knows and comes second", false, 2, 1},
+		{"nobody knows", false, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			var mu sync.Mutex
+			told := map[int]int{}
+			opts := buffer.Options{
+				Prefix: redistest.Prefix(t), Shards: 2, OnRegress: buffer.RegressPark,
+				Hooks: buffer.Hooks{Regress: func(_ context.Context, info buffer.RegressInfo) {
+					mu.Lock()
+					defer mu.Unlock()
+					require.False(t, info.Behind || info.Parked)
+					told[info.Shard]++
+				}},
+			}
+			sink := newMemorySink()
+			var total int64
+			add := func(b *buffer.Buffer) {
+				t.Helper()
+				for i := range 20 { // of both shards
+					require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1)))
+				}
+				total += 20
+			}
+			newcomer := func() *buffer.Buffer { return newBuffer(t, raw, allColumns, opts) }
+			drain := func() {
+				t.Helper()
+				var flushers sync.WaitGroup
+				for range 3 {
+					b := newcomer()
+					flushers.Go(func() { drainTo(t, b, sink) })
+				}
+				flushers.Wait()
+				require.Equal(t, total, sink.total(), "the ledger drops nothing new")
+			}
+			for loss := range 3 {
+				old := newcomer()
+				add(old)
+				if c.flushed {
+					drain()
+					moreShards := opts
+					moreShards.Shards = 5
+					add(newBuffer(t, raw, allColumns, moreShards))
+					drain()
+					require.Equal(t, loss, told[0], "not for what is no loss")
+				} else {
+					total -= 20
+					clear(sink.ledger)
+				}
+				require.NoError(t, raw.Do(ctx, raw.B().Del().Key(keysOf(t, raw, opts.Prefix)...).Build()).Error())
+				if c.old == 1 {
+					add(old)
+				}
+				add(newcomer())
+				if c.old == 2 {
+					add(old)
+				}
+				drain()
+				require.Equal(t, []int{loss + c.told, loss + c.told}, []int{told[0], told[1]})
+				add(old)
+				drain()
+				require.Equal(t, []int{loss + 1, loss + 1}, []int{told[0], told[1]})
+				stats, err := old.Stats(ctx)
+				require.NoError(t, err)
+				require.Equal(t, int64(2), stats.Regressions, "since they were lost too")
+				require.Zero(t, stats.DeadLetters)
+			}
+		})
 	}
 }
 
@@ -440,6 +571,20 @@ func TestBuffer_ASnapshotOnDiskComesBack(t *testing.T) {
 	stats, err := b.Stats(ctx)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), stats.Regressions)
+
+	// And once more, without what was added last and not flushed: the ledger has nothing to say.
+	require.NoError(t, client.Do(ctx, client.B().Save().Build()).Error())
+	require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+	server.Kill(t)
+	server.Restart(t)
+	for range 2 {
+		require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+		drainTo(t, b, sink)
+	}
+	require.Equal(t, int64(11), sink.total())
+	stats, err = b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(2), stats.Regressions)
 }
 
 func dump(t *testing.T, client rueidis.Client, prefix string) map[string]string {
@@ -501,4 +646,67 @@ func TestBuffer_RegressParkTakesAllThatWasPending(t *testing.T) {
 	require.NoError(t, err)
 	drainTo(t, b, sink)
 	require.Equal(t, int64(1109), sink.total())
+}
+
+// A failover to a replica that lacks the last writes: of one shard a batch that was applied, of another what was added only.
+// Both are reported once, whoever notices it; nothing is counted twice, and nothing new is dropped.
+func TestBuffer_AFailoverThatLosesWrites(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	servers := redistest.StartSentinel(t)
+	client := servers.Client(t)
+	do := func(args ...string) string {
+		t.Helper()
+		reply, err := client.Do(ctx, client.B().Arbitrary(args...).Build()).ToString()
+		require.NoError(t, err)
+		return reply
+	}
+	var told []buffer.RegressInfo
+	opts := buffer.Options{
+		Prefix: redistest.Prefix(t), Shards: 2, Workers: 1, AddTimeout: 30 * time.Second,
+		Hooks: buffer.Hooks{Regress: func(_ context.Context, info buffer.RegressInfo) { told = append(told, info) }},
+	}
+	b, other := newBuffer(t, client, allColumns, opts), newBuffer(t, client, allColumns, opts)
+	sink := newMemorySink()
+	flushed, pending := "a", "b" // of different shards
+	add := func(entity string, n int64) {
+		t.Helper()
+		for _, b := range []*buffer.Buffer{b, other} {
+			require.NoError(t, b.Add(ctx, entity, buffer.Int("views", n)))
+		}
+	}
+	add(flushed, 1)
+	add(pending, 1)
+	drainTo(t, b, sink)
+	require.NotEqual(t, sink.shards[flushed], sink.shards[pending])
+	require.Eventually(t, func() bool {
+		info := do("INFO", "replication")
+		replica := regexp.MustCompile(`slave0:.*,offset=(\d+)`).FindStringSubmatch(info)
+		return replica != nil && strings.Contains(info, "master_repl_offset:"+replica[1]+"\r\n")
+	}, 20*time.Second, time.Millisecond)
+
+	do("CONFIG", "SET", "requirepass", "not the replica's") // connections that are there stay
+	require.NoError(t, client.Do(ctx, client.B().ClientKill().TypeReplica().Build()).Error())
+	add(flushed, 10)
+	drainTo(t, b, sink)
+	require.Equal(t, int64(24), sink.total())
+	add(pending, 100) // these are lost
+	servers.KillPrimary(t)
+
+	add(flushed, 1000)
+	add(pending, 10_000)
+	for range 2 {
+		drainTo(t, other, sink)
+		require.Equal(t, int64(2022), sink.rows[flushed][0].Int)
+		require.Equal(t, int64(20_002), sink.rows[pending][0].Int)
+		require.Len(t, told, 2)
+		add(flushed, 0)
+		add(pending, 0)
+	}
+	for _, info := range told {
+		require.Equal(t, info.Shard == sink.shards[flushed], info.Behind, "%+v", told)
+	}
+	stats, err := b.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, int64(2), stats.Regressions)
 }

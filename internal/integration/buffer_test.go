@@ -58,6 +58,7 @@ type memorySink struct {
 	rows   map[string][]buffer.Value
 	order  []string // entities, as they were applied
 	seqs   []int64
+	shards map[string]int // of entities
 
 	before func(*buffer.Batch) error // instead of applying, if it returns an error
 	after  func(*buffer.Batch) error // having applied
@@ -71,7 +72,7 @@ type memoryMark struct {
 }
 
 func newMemorySink() *memorySink {
-	return &memorySink{ledger: map[string]memoryMark{}, rows: map[string][]buffer.Value{}}
+	return &memorySink{ledger: map[string]memoryMark{}, rows: map[string][]buffer.Value{}, shards: map[string]int{}}
 }
 
 func (s *memorySink) Apply(_ context.Context, b *buffer.Batch) error {
@@ -85,7 +86,7 @@ func (s *memorySink) Apply(_ context.Context, b *buffer.Batch) error {
 	defer s.mu.Unlock()
 	key := b.Buffer + "/" + strconv.Itoa(b.Shard)
 	mark, known := s.ledger[key]
-	if known && (b.Epoch < mark.epoch || b.Epoch == mark.epoch && b.Seq <= mark.seq) {
+	if known && mark.epoch > b.Follows && (b.Epoch != mark.epoch || b.Seq <= mark.seq) {
 		if mark.nonce == b.Nonce {
 			return &buffer.AppliedError{Version: mark.version}
 		}
@@ -94,6 +95,7 @@ func (s *memorySink) Apply(_ context.Context, b *buffer.Batch) error {
 	s.ledger[key] = memoryMark{b.Epoch, b.Seq, b.Nonce, b.Version}
 	for _, row := range b.Rows {
 		s.order = append(s.order, row.Entity)
+		s.shards[row.Entity] = b.Shard
 		have := s.rows[row.Entity]
 		if have == nil {
 			have = make([]buffer.Value, len(allColumns))

@@ -81,6 +81,7 @@ require (
 	github.com/prometheus/common v0.37.0 // indirect
 	github.com/prometheus/procfs v0.8.0 // indirect
 	github.com/redispatterns/redispatterns v0.0.0-00010101000000-000000000000
+	github.com/redispatterns/redispatterns/examples v0.0.0-00010101000000-000000000000
 	github.com/rs/xid v1.4.0 // indirect
 	github.com/shirou/gopsutil/v4 v4.26.6 // indirect
 	github.com/sirupsen/logrus v1.9.4 // indirect
@@ -98,3 +99,5 @@ require (
 	google.golang.org/protobuf v1.34.2 // indirect
 	gopkg.in/tomb.v1 v1.0.0-20141024135613-dd632973f1e7 // indirect
 )
+
+replace github.com/redispatterns/redispatterns/examples => ../../examples

@@ -132,6 +132,31 @@ func TestLock_ASubscriptionMayBeLostForGood(t *testing.T) {
 	require.NoError(t, got.Unlock(t.Context()))
 }
 
+// Half a minute after the last wait, and the next wait subscribes again.
+func TestLock_AnIdleSubscriptionIsGivenBack(t *testing.T) {
+	t.Parallel()
+	shared, opts := redistest.Shared(t), lock.Options{Prefix: redistest.Prefix(t)}
+	client := shared.Client(t)
+	holder, waiter := newLocker(t, client, opts), newLocker(t, shared.Client(t), opts)
+	wait := func() time.Time {
+		lk := acquire(t, holder, "name")
+		got := lockInBackground(t, waiter, "name")
+		requireListening(t, client, opts.Prefix, 1)
+		require.NoError(t, lk.Unlock(t.Context()))
+		next := <-got
+		require.NoError(t, next.err)
+		require.NoError(t, next.Unlock(t.Context()))
+		return time.Now()
+	}
+	last := wait()
+	require.Eventually(t, func() bool {
+		channels, err := client.Do(t.Context(), client.B().PubsubChannels().Pattern(opts.Prefix+":inbox:*").Build()).AsStrSlice()
+		return err == nil && len(channels) == 0
+	}, 50*time.Second, 100*time.Millisecond)
+	require.Greater(t, time.Since(last), 25*time.Second)
+	wait()
+}
+
 func TestLock_TryLockGivesUpSoonWhileOthersWait(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

@@ -20,7 +20,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(redistest.Run(m))
+	code := redistest.Run(m)
+	if loadtestDir != "" {
+		_ = os.RemoveAll(loadtestDir) // a temporary folder
+	}
+	os.Exit(code)
 }
 
 // children are what this test binary can do as another process, which tests may kill and stop.
@@ -29,6 +33,8 @@ var children = map[string]func() error{
 	"cache":        cacheChild,
 	"featurestore": featurestoreChild,
 	"lock":         lockChild,
+	"stream":       streamChild,
+	"timeseries":   timeseriesChild,
 }
 
 // child returns a process that runs one of children, killed at the end of the test if it still runs by then.

@@ -79,8 +79,8 @@ func (s *databaseServer) exec(statement string) error {
 	})
 }
 
-// launchDatabase prepares a server's files, makes the user that it runs as, and starts it in the background, without fsync:
-// tests kill the clients of databases, not databases.
+// launchDatabase prepares a server's files, makes the user that it runs as, and starts it in the background, without fsync,
+// which a client may turn on: tests kill the clients of databases, not databases.
 var launchDatabase = map[Kind]string{
 	Postgres: `set -e
 printf 'root:x:0:0::/:/bin/sh\ndb:x:999:999::/db:/bin/sh\n' >/etc/passwd
@@ -89,7 +89,8 @@ as_db="setpriv --reuid=999 --regid=999 --clear-groups"
 bin=$(echo /usr/lib/postgresql/*/bin)
 $as_db "$bin/initdb" -D /db/data -U test -A trust -E UTF8 --locale=C --no-sync >/db/log 2>&1 || { cat /db/log; exit 1; }
 echo "host all all 0.0.0.0/0 trust" >>/db/data/pg_hba.conf
-$as_db "$bin/postgres" -D /db/data -p "$1" -k /db -c 'listen_addresses=*' -c fsync=off -c max_connections=200 >>/db/log 2>&1 </dev/null &`,
+echo "fsync = off" >>/db/data/postgresql.conf
+$as_db "$bin/postgres" -D /db/data -p "$1" -k /db -c 'listen_addresses=*' -c max_connections=200 >>/db/log 2>&1 </dev/null &`,
 	MariaDB: `set -e
 printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd
 mkdir -p /db; cd /db

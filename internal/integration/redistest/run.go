@@ -11,10 +11,13 @@ package redistest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -32,6 +35,10 @@ func Run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "redistest:", err)
 		return 1
 	}
+	if err := runMoreInParallel(); err != nil {
+		fmt.Fprintln(os.Stderr, "redistest:", err)
+		return 1
+	}
 	code := m.Run()
 	if code == 0 {
 		code = checkLeaks() // while servers still run: their end would end what a forgotten client does
@@ -39,6 +46,17 @@ func Run(m *testing.M) int {
 	run.stopAll()
 	run.printNotRun()
 	return code
+}
+
+// runMoreInParallel sets -parallel, unless it is given. Most tests wait for a server most of the time.
+func runMoreInParallel() error {
+	flag.Parse()
+	isSet := false
+	flag.Visit(func(f *flag.Flag) { isSet = isSet || f.Name == "test.parallel" })
+	if isSet {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
 }
 
 const packagePath = "github.com/redispatterns/redispatterns/internal/integration/redistest"

@@ -1,0 +1,391 @@
+package timeseries
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+)
+
+// Fill says what a point has that nothing was recorded for.
+type Fill uint8
+
+// How gaps are filled.
+const (
+	FillZero     Fill = iota // 0
+	FillNull                 // nothing: see Point.Filled
+	FillPrevious             // what the last point before it has; nothing before the first
+	FillLinear               // a straight line between its neighbours; nothing before the first and after the last
+)
+
+const (
+	defaultMaxPoints = 11_000
+	maxMaxPoints     = 1_000_000
+)
+
+// Range says which points are wanted: those of all buckets that [From, To) touches.
+type Range struct {
+	From, To time.Time
+
+	// Step is the width of the buckets, which begin at multiples of it since 1970-01-01 UTC: a multiple of the store's
+	// smallest Step, else the answer is ErrResolution. Where From is older than that is kept, they are wider, and
+	// Exact is false. 0 takes the smallest round width that keeps to MaxPoints.
+	Step time.Duration
+
+	// Calendar, in place of Step, is for days, weeks, months or years in Location, UTC if it is nil. Where no resolution that is
+	// kept for that long has a border at each beginning, the answer is ErrResolution: midnight in Kathmandu, for one, is
+	// 18:15 UTC, which needs buckets of at most 15 minutes.
+	Calendar Calendar
+	Location *time.Location
+
+	// Fill is for buckets without events, of the past and since when the store keeps events.
+	Fill Fill
+
+	// MaxPoints bounds the answer: if it were longer, it is ErrTooMany. At most 1,000,000. Defaults to 11,000.
+	MaxPoints int
+}
+
+// Point is one bucket of a counter.
+type Point struct {
+	Start, End time.Time
+	Value      int64
+	Partial    bool // it is not over yet, or its beginning is kept no more
+	Missing    bool // nothing was recorded
+	Filled     bool // Value is what Fill says; a point that is Missing and not Filled has no value
+}
+
+// Series is the answer to a [Range] of a counter.
+type Series struct {
+	Points []Point
+	Step   time.Duration // 0 with Calendar
+	At     time.Time     // when it was read
+	Covered
+}
+
+// Rates returns each point's value per second. The bucket that is running, and one whose beginning is kept no more,
+// counts for as long as it has been, or is, there. Points without a value or duration have NaN.
+func (s Series) Rates() []float64 {
+	rates := make([]float64, len(s.Points))
+	for i, p := range s.Points {
+		rates[i] = math.NaN()
+		if d := s.elapsed(p.Start, p.End, s.At); d > 0 && (!p.Missing || p.Filled) {
+			rates[i] = float64(p.Value) / d.Seconds()
+		}
+	}
+	return rates
+}
+
+// elapsed returns how much of a bucket has been counted.
+func (c Covered) elapsed(start, end, now time.Time) time.Duration {
+	if end.After(now) {
+		end = now
+	}
+	if start.Before(c.From) {
+		start = c.From
+	}
+	return end.Sub(start)
+}
+
+// StatsPoint is one bucket of statistics. A filled one has Min, Mean and Max, and neither Count nor Sum.
+type StatsPoint struct {
+	Start, End     time.Time
+	Count          int64
+	Sum            float64
+	Min, Mean, Max float64
+	Partial        bool // it is not over yet, or its beginning is kept no more
+	Missing        bool // nothing was recorded
+	Filled         bool // Min, Mean and Max are what Fill says; a point that is Missing and not Filled has none
+}
+
+// StatsSeries is the answer to a [Range] of statistics.
+type StatsSeries struct {
+	Points []StatsPoint
+	Step   time.Duration // 0 with Calendar
+	At     time.Time     // when it was read
+	Covered
+}
+
+// Range returns the points of r, in one round trip.
+func (c Counter) Range(ctx context.Context, r Range) (Series, error) {
+	all, err := c.s.rangeMany(ctx, r, []string{c.series})
+	if err != nil {
+		return Series{}, fmt.Errorf("timeseries: range: %w", err)
+	}
+	return all[0], nil
+}
+
+// RangeMany returns the points of the counters of several series, in their order, in one round trip: in a cluster one per
+// node, at the same time.
+func (s *Store) RangeMany(ctx context.Context, r Range, series ...string) ([]Series, error) {
+	all, err := s.rangeMany(ctx, r, series)
+	if err != nil {
+		return nil, fmt.Errorf("timeseries: range: %w", err)
+	}
+	return all, nil
+}
+
+func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Series, error) {
+	f, err := s.frame(ctx, r, series)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Series, len(series))
+	for i := range all {
+		all[i] = Series{Points: make([]Point, len(f.bounds)-1), Step: f.step, At: f.at, Covered: f.covered}
+		for j := range all[i].Points {
+			p := &all[i].Points[j]
+			p.Start, p.End, p.Partial = f.start(j), f.start(j+1), f.partial(j)
+			p.Missing = true
+		}
+	}
+	err = s.fetch(ctx, kindCounter, series, f.kept, f.at.Unix(), f.buckets, func(i, j int, v value) error {
+		n, err := v.int()
+		if err != nil {
+			return errReply
+		}
+		p := &all[i].Points[j]
+		p.Missing = false
+		return addTo(&p.Value, n)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		points := all[i].Points
+		f.fill(r.Fill, func(j int) bool { return !points[j].Missing }, func(j int) { points[j].Filled = true },
+			func(j, a, b int, part float64) {
+				points[j].Filled = true
+				points[j].Value = between(points[a].Value, points[b].Value, part)
+			})
+	}
+	return all, nil
+}
+
+// between returns what lies at a part of the way from a to b.
+func between(a, b int64, part float64) int64 {
+	if a == b {
+		return a
+	}
+	v := math.Round(float64(a) + (float64(b)-float64(a))*part)
+	return max(min(a, b), min(max(a, b), int64(max(math.MinInt64, min(v, math.MaxInt64-1023)))))
+}
+
+// Range returns the points of r, in one round trip.
+func (x Stats) Range(ctx context.Context, r Range) (StatsSeries, error) {
+	series, err := x.rangeOf(ctx, r)
+	if err != nil {
+		return StatsSeries{}, fmt.Errorf("timeseries: range: %w", err)
+	}
+	return series, nil
+}
+
+func (x Stats) rangeOf(ctx context.Context, r Range) (StatsSeries, error) {
+	f, err := x.s.frame(ctx, r, []string{x.series})
+	if err != nil {
+		return StatsSeries{}, err
+	}
+	cells := make([]cell, len(f.bounds)-1)
+	err = x.s.fetch(ctx, kindStats, []string{x.series}, f.kept, f.at.Unix(), f.buckets, func(_, j int, v value) error { return cells[j].addValue(v) })
+	if err != nil {
+		return StatsSeries{}, err
+	}
+	series := StatsSeries{Points: make([]StatsPoint, len(cells)), Step: f.step, At: f.at, Covered: f.covered}
+	points := series.Points
+	for j, c := range cells {
+		points[j] = StatsPoint{
+			Start: f.start(j), End: f.start(j + 1), Count: c.count, Sum: c.sum, Min: c.least, Max: c.most,
+			Partial: f.partial(j), Missing: c.count == 0,
+		}
+		if c.count > 0 {
+			points[j].Mean = c.sum / float64(c.count)
+		}
+	}
+	f.fill(r.Fill, func(j int) bool { return !points[j].Missing }, func(j int) { points[j].Filled = true },
+		func(j, a, b int, part float64) {
+			mix := func(a, b float64) float64 { return a*(1-part) + b*part }
+			p, a1, b1 := &points[j], &points[a], &points[b]
+			p.Filled, p.Min, p.Mean, p.Max = true, mix(a1.Min, b1.Min), mix(a1.Mean, b1.Mean), mix(a1.Max, b1.Max)
+		})
+	return series, nil
+}
+
+// frame is which points a Range has.
+type frame struct {
+	bounds  []int64 // borders, one more than points
+	kept    []int64 // the same, none before the horizon
+	loc     *time.Location
+	step    time.Duration
+	at      time.Time
+	buckets int64
+	covered Covered
+}
+
+func (f *frame) start(i int) time.Time { return time.Unix(f.bounds[i], 0).In(f.loc) }
+
+func (f *frame) partial(i int) bool {
+	now := f.at.Unix()
+	return f.bounds[i] <= now && now < f.bounds[i+1] || f.bounds[i] < f.kept[i] && f.kept[i] < f.bounds[i+1]
+}
+
+// fill calls zero, or blend with the numbers of two points and how far it is from the one to the other, for points that are not
+// known, but could have been.
+func (f *frame) fill(how Fill, known func(int) bool, zero func(int), blend func(i, a, b int, part float64)) {
+	now := f.at.Unix()
+	last := -1 // that is known
+	for i := range len(f.bounds) - 1 {
+		if known(i) {
+			if how == FillLinear && last >= 0 {
+				for j := last + 1; j < i; j++ {
+					blend(j, last, i, float64(f.bounds[j]-f.bounds[last])/float64(f.bounds[i]-f.bounds[last]))
+				}
+			}
+			last = i
+			continue
+		}
+		if f.bounds[i] < f.kept[i] || f.bounds[i] > now {
+			continue
+		}
+		switch {
+		case how == FillZero:
+			zero(i)
+		case how == FillPrevious && last >= 0:
+			blend(i, last, last, 0)
+		}
+	}
+}
+
+func (s *Store) frame(ctx context.Context, r Range, series []string) (*frame, error) {
+	for _, name := range series {
+		if err := checkSeries(name); err != nil {
+			return nil, err
+		}
+	}
+	if r.MaxPoints == 0 {
+		r.MaxPoints = defaultMaxPoints
+	}
+	switch {
+	case r.MaxPoints < 1 || r.MaxPoints > maxMaxPoints:
+		return nil, fmt.Errorf("Range.MaxPoints must be 1 to %d, got %d", maxMaxPoints, r.MaxPoints)
+	case !r.From.Before(r.To):
+		return nil, errors.New("Range.To must be after From")
+	case r.Calendar > Year:
+		return nil, fmt.Errorf("Range.Calendar must be Day, Week, Month or Year, got %d", r.Calendar)
+	case r.Calendar > 0 && r.Step != 0:
+		return nil, errors.New("Range must not have both Step and Calendar")
+	case r.Step < 0 || r.Step%time.Second != 0:
+		return nil, fmt.Errorf("Range.Step must be whole seconds, got %v", r.Step)
+	case r.Fill > FillLinear:
+		return nil, fmt.Errorf("Range.Fill must be one of the constants, got %d", r.Fill)
+	}
+	at, buckets, err := s.ready(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &frame{at: at.UTC(), buckets: buckets, loc: time.UTC}
+	if r.Calendar > 0 {
+		err = s.calendarBounds(f, r)
+	} else {
+		err = s.stepBounds(f, r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	horizon := s.levels.horizon(at.Unix())
+	f.kept = f.bounds
+	if f.bounds[0] < horizon {
+		f.kept = make([]int64, len(f.bounds))
+		for i, b := range f.bounds {
+			f.kept[i] = max(b, horizon)
+		}
+		f.covered.Exact = false
+	}
+	f.covered.From, f.covered.To = timeOf(f.kept[0]).In(f.loc), timeOf(f.kept[len(f.kept)-1]).In(f.loc)
+	return f, nil
+}
+
+func (s *Store) calendarBounds(f *frame, r Range) error {
+	if r.Location != nil {
+		f.loc = r.Location
+	}
+	now := f.at.Unix()
+	start, next := period(r.From, r.Calendar, f.loc)
+	for {
+		b := start.Unix()
+		if b >= s.levels.horizon(now) && s.levels.snap(b, now) != b {
+			return ErrResolution
+		}
+		f.bounds = append(f.bounds, b)
+		if !start.Before(r.To) {
+			break
+		}
+		if len(f.bounds) > r.MaxPoints {
+			return ErrTooMany
+		}
+		start = next
+		_, next = period(start, r.Calendar, f.loc)
+	}
+	f.covered.Exact = true
+	return nil
+}
+
+// maxRoundStep is more seconds than there are between any two times that can be asked for.
+const maxRoundStep = 1 << 50
+
+// roundSteps are the widths that a Range without a Step may have, in seconds, if they will do.
+var roundSteps = []int64{
+	1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600, 7200, 3 * 3600, 4 * 3600, 6 * 3600, 12 * 3600, 24 * 3600,
+}
+
+func (s *Store) stepBounds(f *frame, r Range) error {
+	now := f.at.Unix()
+	from, to := r.From.Unix(), seconds(r.To)
+	step := int64(r.Step / time.Second)
+	f.covered.Exact = true
+	if step%s.levels[0].step != 0 {
+		return ErrResolution
+	}
+	if step == 0 {
+		step = 1
+	}
+	for { // a wider step may reach back to where it must be wider still
+		first := max(floor(from, step), s.levels.horizon(now))
+		l := s.levels[max(0, s.levels.finest(first, now))]
+		wider := ceil(step, l.step)
+		if r.Step == 0 {
+			wider = roundStep(step, l.step, from, to, int64(r.MaxPoints))
+		}
+		if wider == step {
+			break
+		}
+		step = wider
+		f.covered.Exact = r.Step == 0
+	}
+	from, to = floor(from, step), ceil(to, step)
+	if (to-from)/step > int64(r.MaxPoints) {
+		return ErrTooMany
+	}
+	f.step = time.Duration(step) * time.Second
+	f.bounds = make([]int64, 0, (to-from)/step+1)
+	for b := from; b <= to; b += step {
+		f.bounds = append(f.bounds, b)
+	}
+	return nil
+}
+
+// roundStep returns a width of at least least that is a multiple of unit, of which few enough cover an interval: a round one.
+func roundStep(least, unit, from, to, points int64) int64 {
+	fits := func(step int64) bool {
+		return step >= least && step%unit == 0 && (ceil(to, step)-floor(from, step))/step <= points
+	}
+	for _, step := range roundSteps {
+		if fits(step) {
+			return step
+		}
+	}
+	step := max(least, unit*roundSteps[len(roundSteps)-1])
+	for step < maxRoundStep && !fits(step) {
+		step *= 2
+	}
+	return step
+}
