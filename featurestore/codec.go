@@ -44,6 +44,8 @@ type row struct {
 	found  bool                   // whether there is anything
 	whole  bool                   // whether all features are known to be set
 	states []State                // of all features of T; decode sets those of the features asked for
+	marks  string                 // of Patch: schemas that other features are of, each with a + before it
+	nulls  string                 // and which of those are null, with commas
 	buf    []byte                 // scratch memory
 	ends   []int                  // likewise
 	reply  []rueidis.RedisMessage // likewise

@@ -12,7 +12,8 @@ import (
 )
 
 // fieldsCodec has a field per feature. The field _ts:view has the event time in microseconds and, if this package wrote the row, a
-// space, the schema's fingerprint and, if there are any, another space and the names of features that are null.
+// space, the schema's fingerprint, after a + those of other schemas that features are of which Patch left, and, if there are any,
+// another space and the names of features that are null.
 type fieldsCodec struct{ *schema }
 
 func (c *fieldsCodec) timeField() string { return "_ts:" + c.view }
@@ -89,6 +90,23 @@ func hasName(list, name string) bool {
 	return false
 }
 
+// others returns what a stamp says of other schemas' features.
+func (c *fieldsCodec) others(stamp string) (marks, nulls string) {
+	_, stamp, _ = strings.Cut(stamp, " ")
+	list, names, _ := strings.Cut(stamp, " ")
+	for mark := range strings.SplitSeq(list, "+") {
+		if mark != "" && mark != markOf(c.fingerprint) {
+			marks += "+" + mark
+		}
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if name != "" && !slices.ContainsFunc(c.features, func(f feature) bool { return f.name == name }) {
+			nulls += "," + name
+		}
+	}
+	return marks, strings.TrimPrefix(nulls, ",")
+}
+
 func markOf(fingerprint uint32) string {
 	return strconv.FormatUint(uint64(fingerprint)|1<<32, 16)[1:]
 }
@@ -119,7 +137,13 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 		set = append(set, f.name, "")
 	}
 	buf = append(strconv.AppendInt(buf, r.at, 10), ' ')
-	buf = append(buf, markOf(c.fingerprint)...)
+	buf = append(append(buf, markOf(c.fingerprint)...), r.marks...)
+	if r.nulls != "" {
+		if nulls != nil {
+			nulls = append(nulls, ',')
+		}
+		nulls = append(nulls, r.nulls...)
+	}
 	if nulls != nil {
 		buf = append(append(buf, ' '), nulls...)
 	}
@@ -243,17 +267,14 @@ func (f *feature) parseVector(r *row, s string) error {
 	return nil
 }
 
-// retired returns the fields that earlier or later schemas of the view have and this one has not. lists has the names of each.
-func retired(c codec, lists []string, field func(name string) string) (fields []string) {
-	own := c.all()
-	for _, list := range lists {
-		for name := range strings.FieldsSeq(list) {
-			if name := field(name); !slices.Contains(own, name) && !slices.Contains(fields, name) {
-				fields = append(fields, name)
-			}
+// retired returns the names of a list, with spaces, that a schema has not.
+func retired(own []string, list string) (names []string) {
+	for name := range strings.FieldsSeq(list) {
+		if !slices.Contains(own, name) {
+			names = append(names, name)
 		}
 	}
-	return fields
+	return names
 }
 
 // maxMicros bounds event times, about the year 2255: above, Lua's numbers are not exact.

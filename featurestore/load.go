@@ -219,7 +219,7 @@ func (l *loader[K]) send(ctx context.Context) error {
 	for i := range l.flying {
 		l.flying[i].code = codeUnknown // as of now
 	}
-	for {
+	for range maxAttempts {
 		version, known, err := l.v.target(ctx, anew)
 		if err != nil {
 			return err
@@ -231,16 +231,19 @@ func (l *loader[K]) send(ctx context.Context) error {
 		if err != nil || left == 0 && !moved {
 			return err
 		}
-		anew = left > 0
 		for i := range l.flying {
+			row := &l.flying[i]
+			row.row.anySchema = anew && row.code == codeUnknown // still unknown: see put
 			if moved {
-				l.flying[i].code = codeUnknown
+				row.code = codeUnknown
 			}
 		}
+		anew = left > 0
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
+	return errUnsettled
 }
 
 func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSchemas) (moved bool, left int, err error) {

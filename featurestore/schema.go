@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -133,6 +134,9 @@ func compileSchema(t reflect.Type) ([]feature, error) {
 	for i := range t.NumField() {
 		field := t.Field(i)
 		tag, ok := field.Tag.Lookup("feature")
+		if !ok && field.Anonymous && hasFeatures(field.Type) {
+			return nil, fmt.Errorf("%v.%s: features of an embedded struct would be ignored", t, field.Name)
+		}
 		if !ok || tag == "-" {
 			continue
 		}
@@ -150,6 +154,23 @@ func compileSchema(t reflect.Type) ([]feature, error) {
 		return nil, fmt.Errorf("%v must have 1 to %d fields with a feature tag, has %d", t, maxFeatures, len(features))
 	}
 	return features, nil
+}
+
+// hasFeatures reports whether a type that is embedded has fields with a feature tag.
+func hasFeatures(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return false
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if tag, ok := f.Tag.Lookup("feature"); ok && tag != "-" || !ok && f.Anonymous && f.Type.Kind() == reflect.Struct && hasFeatures(f.Type) {
+			return true
+		}
+	}
+	return false
 }
 
 func compileFeature(field reflect.StructField, tag string) (f feature, err error) {
@@ -471,6 +492,19 @@ func (f *feature) isNaN(p unsafe.Pointer) bool {
 		}
 	}
 	return false
+}
+
+// overflows reports whether a number in the row at p is too large for the float32 that it is encoded as.
+func (f *feature) overflows(p unsafe.Pointer) bool {
+	if !f.narrow || f.bits == 32 {
+		return false
+	}
+	large := func(v float64) bool { return math.IsInf(float64(float32(v)), 0) && !math.IsInf(v, 0) }
+	if f.class == classVector {
+		_, b := f.vector(p)
+		return slices.ContainsFunc(b, large)
+	}
+	return large(*(*float64)(f.at(p)))
 }
 
 // fingerprint tells schemas apart whose rows differ: by names, types and order.

@@ -55,14 +55,20 @@ const (
 // milliseconds.
 type Options struct {
 	// Prefix is what all keys begin with, but for those of Key and of codec Feast. Not empty; no braces and no @. Defaults to
-	// "features". Views of one prefix share each entity's hash, so that one command reads several of them.
+	// "features".
 	Prefix string
+
+	// Share keeps the rows of an entity in one hash, "Prefix:{entity}", for all views of the prefix that have it, so that one command
+	// reads several of them. They must be of the same kind of entity, and of the same codec or without a view that has the
+	// name of a feature; no two may have a feature of the same name: else they write over each other's.
+	Share bool
 
 	// Codec is how rows are encoded. Defaults to Fields. Packed is for rows that are read as a whole by this package.
 	Codec Codec
 
 	// Key is the template of keys, with one %v for the entity, as in "user:%v". It must begin otherwise than Prefix. It is not
-	// for rows of versions, which are under Prefix, nor for codec Feast. Empty, it is "Prefix:{%v}".
+	// for rows of versions, which are under Prefix, nor for codec Feast or with Share. What Share says goes for views that have the
+	// same Key. Empty, it is "Prefix:View:{%v}".
 	Key string
 
 	// Feast is for codec Feast alone.
@@ -142,6 +148,8 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("Options.NaN must be NaNKeeps, NaNNull or NaNFails, got %d", o.NaN)
 	case o.Codec != Feast && o.Feast != FeastOptions{}:
 		return errors.New("Options.Feast needs Options.Codec Feast")
+	case o.Share && (o.Key != "" || o.Codec == Feast):
+		return errors.New("Options.Share cannot be with Options.Key or with codec Feast, which have keys of their own")
 	case o.Codec != Feast:
 		return nil
 	case o.Key != "":
@@ -175,7 +183,6 @@ type view struct {
 	deadline *deadline.Shared
 	began    time.Time
 	live     atomic.Pointer[liveVersion]
-	asked    atomic.Int64 // when a read last asked what is live, since began
 	known    atomic.Pointer[knownSchemas]
 	rows     sync.Pool // of *row
 }
@@ -254,14 +261,21 @@ type plan struct {
 	width    int            // of a Matrix
 	wide     string         // a feature that cannot be in a Matrix
 	scan     map[string]int // where each field is in fields, if hashes are read as a whole; see scanFields
+	crowded  *atomic.Int64  // until when hashes are not, since began
 }
 
 // scanFields is from how many fields on HSCAN, which walks a compact hash once, is faster than HMGET, which does for each field.
 // (HGETALL replies with a map, which rueidis turns into one of Go's.)
 const scanFields = 20
 
-// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
-const scanBuckets = 4096
+const (
+	// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
+	scanBuckets = 4096
+	// scanOthers is how many bytes of a hash may be none of the view's, which HSCAN carries nevertheless. Where there were more,
+	// hashes are read with HMGET for as long as scanAgain.
+	scanOthers = 4096
+	scanAgain  = 10 * time.Second
+)
 
 func (v *view) plan(features []int) plan {
 	p := plan{features: features, fields: v.codec.fields(features)}
@@ -273,7 +287,7 @@ func (v *view) plan(features []int) plan {
 		p.width += f.width()
 	}
 	if v.opts.Codec == Fields && v.opts.Hot == 0 && len(p.fields) >= scanFields {
-		p.scan = map[string]int{}
+		p.scan, p.crowded = map[string]int{}, &atomic.Int64{}
 		for i, name := range p.fields {
 			p.scan[name] = i
 		}

@@ -398,7 +398,7 @@ func TestFeaturestore_SchemaChangeLeavesNoOldByte(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
-		opts := featurestore.Options{Codec: codec, Prefix: redistest.Prefix(t)}
+		opts := featurestore.Options{Codec: codec, Prefix: redistest.Prefix(t), Share: codec != featurestore.Feast}
 		old := newFeatures[string, featureSchemaOne](t, client, "users", opts)
 		neighbour := newFeatures[string, featureItem](t, client, "items", opts)
 		one := featureSchemaOne{1, "old", 2, 3, featurestore.Some("old"), featurestore.Some([50]float64{})}
@@ -740,8 +740,8 @@ func TestFeaturestore_WideRows(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	prefix := redistest.Prefix(t)
-	wide := newFeatures[int, featureWide](t, client, "wide", featurestore.Options{Prefix: prefix})
-	items := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix})
+	wide := newFeatures[int, featureWide](t, client, "wide", featurestore.Options{Prefix: prefix, Share: true})
+	items := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix, Share: true})
 	var row featureWide
 	row.F00, row.F05, row.F23 = featurestore.Some[int64](1), featurestore.Some[int64](5), featurestore.Some[int64](23)
 	row.F07.State = featurestore.Null
