@@ -138,7 +138,7 @@ func (r *Release[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o
 	return load(ctx, r.v, &r.version, rows, o)
 }
 
-// Commit makes the version live: with one command, for all readers. A read that begins 20ms and a round trip later, in whatever process,
+// Commit makes the version live: with one command, for all readers. A read that begins 20ms later, in whatever process,
 // is of it, and no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
 // aborted; calling it again does no harm. One round trip.
 func (r *Release[K, T]) Commit(ctx context.Context) error {

@@ -82,7 +82,8 @@ type Options struct {
 	Stale StalePolicy
 
 	// TTL is how long after it is written a row stays in Redis. Where views share a hash, it stays for the longest, and for ever
-	// if one of them has no TTL. 0, the default, means for ever. At least 1ms.
+	// if one of them has no TTL. 0, the default, means for ever. At least 1ms. A hash that was written without one, which Redis
+	// takes for the longest, does not get one by being written again: delete the row first.
 	TTL time.Duration
 
 	// TTLJitter is up to how much longer a row may stay, at random, so that rows which are loaded together do not all go at
@@ -93,11 +94,13 @@ type Options struct {
 	NaN NaNPolicy
 
 	// Hot is how long a row may be served from rueidis' client-side cache, which Redis invalidates when the row's hash is
-	// written. It is for views whose few hot entities are read again and again: a miss costs a command more. 0, the default,
-	// means not to cache. A client with DisableCache does not.
+	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row of a version
+	// that is Missing a round trip, to see if the version is still live. 0, the default, means not to cache. A client with
+	// DisableCache does not.
 	Hot time.Duration
 
-	// OpTimeout bounds each round trip to Redis, 7/8 of it at least. Defaults to 1s.
+	// OpTimeout bounds each pipeline that is sent to Redis, 7/8 of it at least; an operation may take several, each with its own.
+	// Defaults to 1s.
 	OpTimeout time.Duration
 
 	// Hooks are told what the view does.
@@ -190,7 +193,8 @@ type view struct {
 // NewView compiles the tags of T and K and returns the view of that name, which is of letters, digits, _, . and -. It does no
 // I/O. Tags of T's fields are `feature:"name"`, with options after commas: f32 encodes a float64 as float32, default=value is for
 // rows that do not have the feature, and comes last. Types of features are bool, all integers, floats, string, []byte,
-// time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the tag are ignored.
+// time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the tag are ignored, but a struct
+// that is embedded must not have the tag inside.
 func NewView[K comparable, T any](client rueidis.Client, name string, opts Options) (*View[K, T], error) {
 	v, err := newView(client, name, opts, reflect.TypeFor[K](), reflect.TypeFor[T]())
 	if err != nil {

@@ -35,7 +35,7 @@ func (o Outcome) String() string { return [...]string{"none", "applied", "older"
 // at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
 // written to the version that is live, if one is; if another one becomes so meanwhile, to both.
 //
-// One round trip, and one more before the first of a process. When its reply is lost, Put may be sent again, which does no harm: it
+// One round trip, and one more before the first of a process and the first after a second without one. When its reply is lost, Put may be sent again, which does no harm: it
 // then may return Same, or Older if another row came in between.
 func (v *View[K, T]) Put(ctx context.Context, k K, value T, at time.Time) (Outcome, error) {
 	w := write{v: v.v, began: time.Now()}
