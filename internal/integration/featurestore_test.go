@@ -328,10 +328,10 @@ func TestFeaturestore_RefusedWriteChangesNoTTL(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
-		prefix := redistest.Prefix(t)
-		short := newFeatures[string, featureItem](t, client, "short", featurestore.Options{Codec: codec, Prefix: prefix, TTL: time.Hour})
-		long := newFeatures[string, featureText](t, client, "long", featurestore.Options{Codec: codec, Prefix: prefix, TTL: 24 * time.Hour})
-		forever := newFeatures[string, featureInt](t, client, "forever", featurestore.Options{Codec: codec, Prefix: prefix})
+		prefix, share := redistest.Prefix(t), codec != featurestore.Feast
+		short := newFeatures[string, featureItem](t, client, "short", featurestore.Options{Codec: codec, Prefix: prefix, Share: share, TTL: time.Hour})
+		long := newFeatures[string, featureText](t, client, "long", featurestore.Options{Codec: codec, Prefix: prefix, Share: share, TTL: 24 * time.Hour})
+		forever := newFeatures[string, featureInt](t, client, "forever", featurestore.Options{Codec: codec, Prefix: prefix, Share: share})
 		putFeatures(t, short, "a", featureItem{}, featureTime(5))
 		var key string
 		for _, k := range featureKeys(t, client, prefix) {
@@ -463,7 +463,7 @@ func TestFeaturestore_ViewsOfAnEntityAgeOnTheirOwn(t *testing.T) {
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
 		ctx, prefix, now := t.Context(), redistest.Prefix(t), time.Now()
-		hour := featurestore.Options{Codec: codec, Prefix: prefix, MaxAge: time.Hour, TTL: 48 * time.Hour, Stale: featurestore.StaleDrops}
+		hour := featurestore.Options{Codec: codec, Prefix: prefix, Share: codec != featurestore.Feast, MaxAge: time.Hour, TTL: 48 * time.Hour, Stale: featurestore.StaleDrops}
 		day := hour
 		day.MaxAge = 24 * time.Hour
 		fast, slow := newFeatures[string, featureItem](t, client, "fast", hour), newFeatures[string, featureText](t, client, "slow", day)
