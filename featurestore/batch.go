@@ -8,7 +8,8 @@ import (
 	"unsafe"
 )
 
-// Batch reads rows of several views in one round trip, with one command per hash: views of one prefix have an entity's rows in one.
+// Batch reads rows of several views in one round trip, with one command per hash: views with Options.Share have an
+// entity's rows in one.
 // The zero value is empty and ready. It is for one goroutine and one Exec.
 //
 //	var b featurestore.Batch

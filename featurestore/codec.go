@@ -42,8 +42,12 @@ type row struct {
 	p      unsafe.Pointer         // a T
 	at     int64                  // the event time, in microseconds since 1970; 0 is none
 	found  bool                   // whether there is anything
+	whole  bool                   // whether all features are known to be set
 	states []State                // of all features of T; decode sets those of the features asked for
+	marks  string                 // of Patch: schemas that other features are of, each with a + before it
+	nulls  string                 // and which of those are null, with commas
 	buf    []byte                 // scratch memory
+	ends   []int                  // likewise
 	reply  []rueidis.RedisMessage // likewise
 }
 

@@ -21,6 +21,7 @@ func TestNewView_NamesWhatIsWrong(t *testing.T) {
 	for field, o := range map[string]Options{
 		"Options.Prefix":           {Prefix: "a{"},
 		"Options.Prefix must not":  {Prefix: "a@b"},
+		"Options.Share":            {Share: true, Key: "user:%v"},
 		"Options.Codec":            {Codec: 3},
 		"Options.Key must have":    {Key: "user"},
 		"Options.Key must begin":   {Key: "features:%v"},
@@ -112,7 +113,7 @@ func FuzzKeys_AreDistinct(f *testing.F) {
 	f.Add("a:", "b", int16(1), "a", ":b", int16(1), "v", "v")
 	f.Add("%", "%3A", int16(1), "%25", ":", int16(1), "", "")
 	var all []*keys
-	for _, o := range []Options{{}, {Key: "user:%v"}, {Key: "u%v:x"}, {Codec: Feast, Feast: FeastOptions{Project: "p"}}} {
+	for _, o := range []Options{{}, {Share: true}, {Key: "user:%v"}, {Key: "u%v:x"}, {Codec: Feast, Feast: FeastOptions{Project: "p"}}} {
 		all = append(all, testKeys(f, o))
 	}
 	f.Fuzz(func(t *testing.T, a1, b1 string, n1 int16, a2, b2 string, n2 int16, v1, v2 string) {
@@ -145,15 +146,19 @@ func TestKeys_AreAsDocumented(t *testing.T) {
 		require.NoError(t, err)
 		got, err := single.v.keys.appendRow(nil, "", unsafe.Pointer(&id))
 		require.NoError(t, err)
-		require.Equal(t, key.Tagged("features:", id, ""), string(got))
+		require.Equal(t, key.Tagged("features:view:", id, ""), string(got))
 		got, err = single.v.keys.appendRow(nil, "v1", unsafe.Pointer(&id))
 		require.NoError(t, err)
 		require.Equal(t, key.Tagged("features:view@v1:", id, ""), string(got))
 	}
 	got, err := k.appendRow(nil, "", unsafe.Pointer(&pair{"a:b", 7, ""}))
 	require.NoError(t, err)
-	require.Equal(t, "features:{a%3Ab:7:}", string(got))
+	require.Equal(t, "features:view:{a%3Ab:7:}", string(got))
 	require.Equal(t, "features:@{view}", k.control())
+	got, err = testKeys(t, Options{Share: true}).appendRow(nil, "", unsafe.Pointer(&pair{"a:b", 7, ""}))
+	require.NoError(t, err)
+	require.Equal(t, "features:{a%3Ab:7:}", string(got))
+	require.Error(t, k.parseRow("features:view:{a:07:}", "", unsafe.Pointer(&pair{})), "a number is written in one way")
 }
 
 func TestRequire_NamesEachDifference(t *testing.T) {

@@ -12,7 +12,8 @@ import (
 )
 
 // fieldsCodec has a field per feature. The field _ts:view has the event time in microseconds and, if this package wrote the row, a
-// space, the schema's fingerprint and, if there are any, another space and the names of features that are null.
+// space, the schema's fingerprint, after a + those of other schemas that features are of which Patch left, and, if there are any,
+// another space and the names of features that are null.
 type fieldsCodec struct{ *schema }
 
 func (c *fieldsCodec) timeField() string { return "_ts:" + c.view }
@@ -89,12 +90,30 @@ func hasName(list, name string) bool {
 	return false
 }
 
+// others returns what a stamp says of other schemas' features.
+func (c *fieldsCodec) others(stamp string) (marks, nulls string) {
+	_, stamp, _ = strings.Cut(stamp, " ")
+	list, names, _ := strings.Cut(stamp, " ")
+	for mark := range strings.SplitSeq(list, "+") {
+		if mark != "" && mark != markOf(c.fingerprint) {
+			marks += "+" + mark
+		}
+	}
+	for name := range strings.SplitSeq(names, ",") {
+		if name != "" && !slices.ContainsFunc(c.features, func(f feature) bool { return f.name == name }) {
+			nulls += "," + name
+		}
+	}
+	return marks, strings.TrimPrefix(nulls, ",")
+}
+
 func markOf(fingerprint uint32) string {
 	return strconv.FormatUint(uint64(fingerprint)|1<<32, 16)[1:]
 }
 
 func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
 	set = make([]string, 0, 2*len(features)+2)
+	buf, ends := r.buf[:0], r.ends[:0]
 	var nulls []byte
 	for i := range c.features {
 		f := &c.features[i]
@@ -111,20 +130,31 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 			drop = append(drop, f.name)
 			continue
 		}
-		text, err := f.appendText(r.buf[:0], r)
-		if err != nil {
+		if buf, err = f.appendText(buf, r); err != nil {
 			return nil, nil, f.invalid()
 		}
-		r.buf = text
-		set = append(set, f.name, string(text))
+		ends = append(ends, len(buf))
+		set = append(set, f.name, "")
 	}
-	stamp := append(strconv.AppendInt(r.buf[:0], r.at, 10), ' ')
-	stamp = append(stamp, markOf(c.fingerprint)...)
+	buf = append(strconv.AppendInt(buf, r.at, 10), ' ')
+	buf = append(append(buf, markOf(c.fingerprint)...), r.marks...)
+	if r.nulls != "" {
+		if nulls != nil {
+			nulls = append(nulls, ',')
+		}
+		nulls = append(nulls, r.nulls...)
+	}
 	if nulls != nil {
-		stamp = append(append(stamp, ' '), nulls...)
+		buf = append(append(buf, ' '), nulls...)
 	}
-	r.buf = stamp
-	return append(set, c.timeField(), string(stamp)), drop, nil
+	set = append(set, c.timeField(), "")
+	ends = append(ends, len(buf))
+	all, from := string(buf), 0 // one string for all values
+	for i, end := range ends {
+		set[2*i+1], from = all[from:end], end
+	}
+	r.buf, r.ends = buf, ends
+	return set, drop, nil
 }
 
 var errText = errors.New("not of the feature's type")
@@ -237,17 +267,14 @@ func (f *feature) parseVector(r *row, s string) error {
 	return nil
 }
 
-// retired returns the fields that earlier or later schemas of the view have and this one has not. lists has the names of each.
-func retired(c codec, lists []string, field func(name string) string) (fields []string) {
-	own := c.all()
-	for _, list := range lists {
-		for name := range strings.FieldsSeq(list) {
-			if name := field(name); !slices.Contains(own, name) && !slices.Contains(fields, name) {
-				fields = append(fields, name)
-			}
+// retired returns the names of a list, with spaces, that a schema has not.
+func retired(own []string, list string) (names []string) {
+	for name := range strings.FieldsSeq(list) {
+		if !slices.Contains(own, name) {
+			names = append(names, name)
 		}
 	}
-	return fields
+	return names
 }
 
 // maxMicros bounds event times, about the year 2255: above, Lua's numbers are not exact.

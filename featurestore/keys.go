@@ -14,13 +14,19 @@ type keys struct {
 	prefix, view  string
 	before, after string // of the template
 	template      bool
+	shared        bool // with other views
 	feast         *FeastOptions
 	entity        entityType
 }
 
 // control is the key of what is known about the view itself. No entity's key is like it: those have a brace behind the prefix,
-// or a name of a view and an @.
-func (k *keys) control() string { return key.Tagged(k.prefix+":@", k.view, "") }
+// or a name of a view.
+func (k *keys) control() string {
+	if k.feast != nil {
+		return key.Tagged(k.prefix+":@", k.feast.Project+"/"+k.view, "")
+	}
+	return key.Tagged(k.prefix+":@", k.view, "")
+}
 
 // start is what the keys of all rows of a version begin with.
 func (k *keys) start(version string) string {
@@ -29,8 +35,10 @@ func (k *keys) start(version string) string {
 		return k.prefix + ":" + k.view + "@" + version + ":{"
 	case k.template:
 		return k.before
+	case k.shared:
+		return k.prefix + ":{"
 	}
-	return k.prefix + ":{"
+	return k.prefix + ":" + k.view + ":{"
 }
 
 // appendRow appends the key of an entity's row, "" being the version of rows outside versions.
@@ -40,8 +48,10 @@ func (k *keys) appendRow(dst []byte, version string, p unsafe.Pointer) ([]byte, 
 		return k.entity.appendFeast(dst, k.feast.KeyVersion, k.feast.Project, p)
 	case version == "" && k.template:
 		return append(k.entity.appendText(append(dst, k.before...), p), k.after...), nil
-	case version == "":
+	case version == "" && k.shared:
 		dst = append(append(dst, k.prefix...), ":{"...)
+	case version == "":
+		dst = append(append(append(append(dst, k.prefix...), ':'), k.view...), ":{"...)
 	default:
 		dst = append(append(append(append(append(append(dst, k.prefix...), ':'), k.view...), '@'), version...), ":{"...)
 	}
@@ -58,6 +68,7 @@ func (k *keys) parseRow(s, version string, p unsafe.Pointer) error {
 	if k.feast != nil {
 		return k.entity.parseFeast(s, k.feast.KeyVersion, k.feast.Project, p)
 	}
+	whole := s
 	s, begins := strings.CutPrefix(s, k.start(version))
 	after := "}"
 	if version == "" && k.template {
@@ -69,7 +80,13 @@ func (k *keys) parseRow(s, version string, p unsafe.Pointer) error {
 	if !begins || !ends {
 		return errNotAKey
 	}
-	return k.entity.parseText(s, p)
+	if err := k.entity.parseText(s, p); err != nil {
+		return err
+	}
+	if back, err := k.appendRow(nil, version, p); err != nil || string(back) != whole { // as "007" is not 7
+		return errNotAKey
+	}
+	return nil
 }
 
 // pattern matches the keys of all rows of a version, and maybe others: see parseRow.
@@ -83,7 +100,7 @@ func (k *keys) pattern(version string) string {
 var globEscape = strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`, `\`, `\\`, `^`, `\^`)
 
 func newKeys(view string, o *Options, entity entityType) (keys, error) {
-	k := keys{prefix: o.Prefix, view: view, entity: entity}
+	k := keys{prefix: o.Prefix, view: view, entity: entity, shared: o.Share}
 	if o.Codec == Feast {
 		k.feast = &o.Feast
 		return k, k.entity.checkFeast(o.Feast.JoinKey)

@@ -30,7 +30,8 @@ type LoadOptions struct {
 	Skip int64
 
 	// SkipOrderCheck writes rows also where later ones are, and counts all as applied. In a Release it is much quicker, if
-	// nobody else writes that version.
+	// nobody else writes that version: rows of at most 128 fields go by RESTORE, or by HSET if Redis refuses it, as it does
+	// users without the category dangerous.
 	SkipOrderCheck bool
 
 	// Progress, if set, is called after each batch, by the goroutine that called Load.
@@ -104,6 +105,7 @@ type loader[K comparable] struct {
 	rows    []loadRow[K]  // the batch that is gathered
 	flying  []loadRow[K]  // and the one that is on its way
 	landed  chan struct{} // closed when that has arrived
+	plainly bool          // whether rows are replaced without RESTORE
 	failed  error
 }
 
@@ -217,7 +219,7 @@ func (l *loader[K]) send(ctx context.Context) error {
 	for i := range l.flying {
 		l.flying[i].code = codeUnknown // as of now
 	}
-	for {
+	for range maxAttempts {
 		version, known, err := l.v.target(ctx, anew)
 		if err != nil {
 			return err
@@ -229,16 +231,19 @@ func (l *loader[K]) send(ctx context.Context) error {
 		if err != nil || left == 0 && !moved {
 			return err
 		}
-		anew = left > 0
 		for i := range l.flying {
+			row := &l.flying[i]
+			row.row.anySchema = anew && row.code == codeUnknown // still unknown: see put
 			if moved {
-				l.flying[i].code = codeUnknown
+				row.code = codeUnknown
 			}
 		}
+		anew = left > 0
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 	}
+	return errUnsettled
 }
 
 func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSchemas) (moved bool, left int, err error) {
@@ -309,25 +314,37 @@ func (l *loader[K]) replace(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		key := string(name)
+		key, ttl := string(name), l.v.ttl()
+		row.code = 1
+		if !l.plainly {
+			if payload, ok := dump(row.row.set); ok {
+				commands = append(commands, b.Restore().Key(key).Ttl(ttl).SerializedValue(payload).Replace().Build())
+				continue
+			}
+		}
 		hset := b.Hset().Key(key).FieldValue()
 		for i := 0; i < len(row.row.set); i += 2 {
 			hset = hset.FieldValue(row.row.set[i], row.row.set[i+1])
 		}
 		commands = append(commands, b.Del().Key(key).Build(), hset.Build())
-		if ttl := l.v.ttl(); ttl > 0 {
+		if ttl > 0 {
 			commands = append(commands, b.Pexpire().Key(key).Milliseconds(ttl).Build())
 		}
-		row.code = 1
 	}
 	commands = append(commands, b.Hget().Key(l.v.control).Field("v:"+*l.version).Build())
 	bounded, cancel := l.v.bound(ctx)
 	defer cancel()
 	replies := l.v.client.DoMulti(bounded, commands...)
 	for _, reply := range replies {
-		if err := reply.Error(); err != nil && !rueidis.IsRedisNil(err) {
-			return err
+		err := reply.Error()
+		if err == nil || rueidis.IsRedisNil(err) {
+			continue
 		}
+		if _, refused := rueidis.IsRedisErr(err); refused && !l.plainly { // RESTORE perhaps, which not everybody may use
+			l.plainly = true
+			return l.replace(ctx)
+		}
+		return err
 	}
 	if state, _ := replies[len(replies)-1].ToString(); state != loading { // of a version that is gone there is none
 		return errNotLoading

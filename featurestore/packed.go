@@ -53,12 +53,12 @@ func newPackedCodec(s *schema) *packedCodec {
 			c.bools++
 			width = 0
 		case classInt, classUint:
-			width = 1 + f.bits*5/64 // most are small
+			width = 1 + f.bits/32 // most are small
 		case classTime:
 			width = 10
 		case classText:
 			c.string = c.string || !f.bytes
-			width = 16
+			width = 8
 		case classVector:
 			if n := f.length; n < 0 {
 				width *= 64
@@ -266,6 +266,7 @@ func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row
 	if d.bad {
 		return ErrCorrupt
 	}
+	r.whole = all
 	b, wanted, last := 0, 0, -1
 	for i := range c.features {
 		f := &c.features[i]
@@ -290,6 +291,10 @@ func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row
 			b++
 		case f.class == classText && state == Set:
 			last = i
+		case state == Set && want && f.quick == quickFloat && len(d.s) >= 8:
+			*(*float64)(f.at(r.p)) = d.float(false)
+		case state == Set && want && f.quick == quickInt:
+			*(*int64)(f.at(r.p)) = d.varint()
 		case state == Set:
 			d.feature(f, r.p, want)
 		}
@@ -362,6 +367,16 @@ func (d *decoder) uvarint() (n uint64) {
 }
 
 func (d *decoder) varint() int64 {
+	if len(d.s) >= 2 && d.s[1] < 0x80 { // as most are
+		n := uint64(d.s[0])
+		if n < 0x80 {
+			d.s = d.s[1:]
+		} else {
+			n = n&0x7f | uint64(d.s[1])<<7
+			d.s = d.s[2:]
+		}
+		return int64(n>>1) ^ -int64(n&1)
+	}
 	n := d.uvarint()
 	return int64(n>>1) ^ -int64(n&1)
 }
@@ -372,14 +387,16 @@ func (d *decoder) float(narrow bool) float64 {
 			d.bad = true
 			return 0
 		}
-		s := d.next(4)
+		s := d.s[:4]
+		d.s = d.s[4:]
 		return float64(math.Float32frombits(uint32(s[0]) | uint32(s[1])<<8 | uint32(s[2])<<16 | uint32(s[3])<<24))
 	}
 	if len(d.s) < 8 {
 		d.bad = true
 		return 0
 	}
-	s := d.next(8)
+	s := d.s[:8]
+	d.s = d.s[8:]
 	return math.Float64frombits(uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
 		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56)
 }

@@ -47,6 +47,7 @@ type Projection[K comparable, T any] struct {
 	v      *view
 	plan   plan
 	pinned *string
+	gather *gather[K, T] // nil if each Get goes by itself
 }
 
 // Select returns a projection that reads the named features alone, however often. Other fields of its rows are zero. With codec
@@ -62,20 +63,19 @@ func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	}
 	slices.Sort(features)
 	features = slices.Compact(features)
-	return &Projection[K, T]{p.v, p.v.plan(features), p.pinned}, nil
+	return &Projection[K, T]{p.v, p.v.plan(features), p.pinned, newGather[K, T](p.v)}, nil
 }
 
 // Pin returns a projection that reads one version, whichever is live: "" is rows outside versions.
 func (p *Projection[K, T]) Pin(version string) *Projection[K, T] {
-	return &Projection[K, T]{p.v, p.plan, &version}
+	return &Projection[K, T]{p.v, p.plan, &version, newGather[K, T](p.v)}
 }
 
 // Get reads one row. The error is the row's Err, or why Redis could not be asked; a row that is missing is no error. It takes one
 // round trip, and a second one in those cases in which GetMany does.
 func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 	var row Row[T]
-	one := part[K, T]{p: p, keys: []K{k}, rows: unsafe.Slice(&row, 1)}
-	err := read(ctx, &one)
+	err := p.get(ctx, k, &row)
 	if err == nil {
 		err = row.Err
 	}
@@ -88,8 +88,8 @@ func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 // GetMany reads the rows of many entities, in the order of ks. A key that is there twice is read once and returned twice. dst is
 // where the rows go, from its beginning, if it is large enough.
 //
-// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, a row in a hash of more than 4,000
-// fields takes one more. The first read of a process takes a second one if a
+// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, one that meets a hash of more
+// than 4,000 fields takes one more. The first read of a process takes a second one if a
 // version is live, and so does the first one after another version has become so.
 //
 // The error says why Redis could not be asked for some of the rows, which have it too; the others are there. A row that cannot
@@ -155,6 +155,8 @@ type trip struct {
 	commands []rueidis.Completed
 	single   [1]rueidis.RedisResult
 	cached   []rueidis.CacheableTTL
+	scans    bool // hashes are read as a whole
+	partly   bool // and one was not
 }
 
 // place is where in the replies a row is.
@@ -171,21 +173,37 @@ const maxSwitches = 10
 // read reads all requests, of one client.
 func read(ctx context.Context, requests ...request) error {
 	began := time.Now()
-	t := trips.Get().(*trip)
-	t.requests = append(t.requests[:0], requests...)
-	err := errUnsettled
-	for again, n := true, 0; again && n < maxSwitches; n++ {
-		again, err = t.run(ctx)
-	}
+	counts, err := fetch(ctx, requests...)
 	for i, r := range requests {
 		if v, _, _ := r.of(); v.opts.Hooks.Read != nil {
-			v.opts.Hooks.Read(ctx, ReadInfo{View: v.name, Counts: t.counts[i], Took: time.Since(began), Err: err})
+			v.opts.Hooks.Read(ctx, ReadInfo{View: v.name, Counts: counts[i], Took: time.Since(began), Err: err})
+		}
+	}
+	return err
+}
+
+// fetch is read without hooks.
+func fetch(ctx context.Context, requests ...request) (counts []Counts, err error) {
+	t := trips.Get().(*trip)
+	t.requests = append(t.requests[:0], requests...)
+	err = errUnsettled
+	again := true
+	for n := 0; again && n < maxSwitches; n++ {
+		again, err = t.run(ctx)
+	}
+	if again {
+		t.fail(err)
+	}
+	for _, r := range requests {
+		if v, _, _ := r.of(); v.opts.Hooks.Read != nil {
+			counts = slices.Clone(t.counts) // t is somebody else's soon
+			break
 		}
 	}
 	t.reset()
 	clear(t.requests)
 	trips.Put(t)
-	return err
+	return counts, err
 }
 
 func (t *trip) reset() {
@@ -198,14 +216,19 @@ func (t *trip) reset() {
 	clear(t.cached)
 	clear(t.single[:])
 	t.versions, t.checks, t.counts, t.buf, t.ends, t.places = t.versions[:0], t.checks[:0], t.counts[:0], t.buf[:0], t.ends[:0], t.places[:0]
+	t.scans, t.partly = false, false
 	t.keys, t.asks, t.fields, t.commands, t.cached = t.keys[:0], t.asks[:0], t.fields[:0], t.commands[:0], t.cached[:0]
 }
 
 // run makes one round trip. again is whether it was of a version that is no longer live.
 func (t *trip) run(ctx context.Context) (again bool, err error) {
 	t.reset()
-	if err := t.plan(); err != nil || len(t.places) == 0 {
+	if err := t.plan(); err != nil {
+		t.fail(err)
 		return false, err
+	}
+	if len(t.places) == 0 {
+		return false, nil
 	}
 	lead, _, _ := t.requests[0].of()
 	sent := time.Now()
@@ -236,9 +259,27 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		for j := range r.size() {
 			place := t.places[n]
 			n++
-			if failed := t.decode(bounded, i, j, &replies[place.command], place.offset); failed != nil && err == nil {
+			if failed := t.decode(i, j, &replies[place.command], place.offset); failed != nil && err == nil {
 				err = failed
 			}
+		}
+	}
+	if t.partly {
+		return true, errUnsettled // the next one is by HMGET
+	}
+	for i, r := range t.requests {
+		// What is live may be known from a cache that Redis could not invalidate, of a version that is gone.
+		v, _, pinned := r.of()
+		if pinned != nil || t.versions[i] == "" || len(t.cached) == 0 || t.counts[i].Missing == 0 || err != nil {
+			continue
+		}
+		live, err := v.askLive(ctx)
+		if err != nil {
+			t.fail(err)
+			return false, err
+		}
+		if live != t.versions[i] {
+			return true, errUnsettled
 		}
 	}
 	return false, err
@@ -246,6 +287,7 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 
 // fail tells all rows that they were not read.
 func (t *trip) fail(err error) {
+	clear(t.counts)
 	for i, r := range t.requests {
 		for j := range r.size() {
 			t.broken(i, j, err)
@@ -264,6 +306,9 @@ func (t *trip) plan() error {
 		if check {
 			t.checks[len(t.checks)-1] = 0 // its place is known later
 		}
+	}
+	for n, r := range t.requests {
+		version := t.versions[n]
 		for i := range r.size() {
 			var err error
 			if t.buf, err = r.appendKey(t.buf, version, i); err != nil {
@@ -324,9 +369,10 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 		}
 	}
 	add := func(command rueidis.Completed) { t.commands = append(t.commands, command) }
-	_, plan, _ := t.requests[0].of()
+	lead, plan, _ := t.requests[0].of()
+	t.scans = len(t.requests) == 1 && plan.scan != nil && int64(time.Since(lead.began)) > plan.crowded.Load()
 	for i, key := range t.keys {
-		if t.scans() {
+		if t.scans {
 			add(client.B().Hscan().Key(key).Cursor(0).Count(scanBuckets).Build())
 			continue
 		}
@@ -362,23 +408,18 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	return client.DoMulti(ctx, t.commands...)
 }
 
-// scans reports whether hashes are read as a whole.
-func (t *trip) scans() bool {
-	_, plan, _ := t.requests[0].of()
-	return len(t.requests) == 1 && plan.scan != nil
-}
-
-// ordered returns what HMGET would have replied instead of HSCAN, or false if that was not all. It is in r's memory.
-func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) ([]rueidis.RedisMessage, bool) {
+// ordered returns what HMGET would have replied instead of HSCAN, or nil if that was not all. It is in r's memory. others is how many
+// bytes the reply had that were not asked for.
+func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) (values []rueidis.RedisMessage, others int) {
 	if len(reply) != 2 {
-		return nil, false
+		return nil, 0
 	}
 	cursor, _ := reply[0].ToString()
 	pairs, err := reply[1].ToArray()
 	if err != nil || cursor != "0" {
-		return nil, false
+		return nil, 0
 	}
-	values := slices.Grow(r.reply[:0], len(p.fields))[:len(p.fields)]
+	values = slices.Grow(r.reply[:0], len(p.fields))[:len(p.fields)]
 	clear(values) // which is no value
 	r.reply = values
 	next := 0
@@ -387,6 +428,8 @@ func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) ([]rueidis.RedisMes
 		if next == len(p.fields) || p.fields[next] != name {
 			place, ok := p.scan[name]
 			if !ok {
+				value, _ := pairs[i+1].ToString()
+				others += len(name) + len(value)
 				continue
 			}
 			next = place
@@ -394,11 +437,11 @@ func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) ([]rueidis.RedisMes
 		values[next] = pairs[i+1]
 		next++
 	}
-	return values, true
+	return values, others
 }
 
 // decode reads the j-th row of a request. The error is why Redis could not be asked for it.
-func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisResult, offset int) error {
+func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) error {
 	r := t.requests[request]
 	v, plan, _ := r.of()
 	values, err := reply.ToArray()
@@ -413,13 +456,14 @@ func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisR
 	p, info := r.begin(j)
 	row := v.row(p)
 	defer v.rows.Put(row)
-	if t.scans() {
-		var all bool
-		if values, all = plan.ordered(values, row); !all {
-			if values, err = v.readFields(ctx, t.keys[t.places[j].command], plan.fields); err != nil {
-				t.broken(request, j, err)
-				return err
-			}
+	if t.scans {
+		var others int
+		if values, others = plan.ordered(values, row); values == nil || others > scanOthers {
+			plan.crowded.Store(int64(time.Since(v.began) + scanAgain))
+		}
+		if values == nil {
+			t.partly = true
+			return nil
 		}
 		defer clear(row.reply)
 	}
@@ -429,6 +473,9 @@ func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisR
 	}
 	if err := v.codec.decode(plan.features, values[offset:offset+len(plan.fields)], row); err != nil {
 		t.broken(request, j, err)
+		if row.at != 0 {
+			info.EventTime = time.UnixMicro(row.at).UTC()
+		}
 		return nil
 	}
 	info.Version = t.versions[request]
@@ -454,7 +501,11 @@ func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisR
 			info.Err = ErrStale
 		}
 	}
-	for _, i := range plan.features {
+	features := plan.features
+	if row.whole && v.plain && status != Stale {
+		features = nil
+	}
+	for _, i := range features {
 		f := &v.schema.features[i]
 		if row.states[i] == Set && v.opts.NaN != NaNKeeps && f.isNaN(row.p) {
 			if v.opts.NaN == NaNFails {
@@ -479,11 +530,6 @@ func (t *trip) decode(ctx context.Context, request, j int, reply *rueidis.RedisR
 	return nil
 }
 
-// readFields reads fields of a hash that is too large for HSCAN.
-func (v *view) readFields(ctx context.Context, key string, fields []string) ([]rueidis.RedisMessage, error) {
-	return v.client.Do(ctx, v.client.B().Hmget().Key(key).Field(fields...).Build()).ToArray()
-}
-
 // broken tells a row why it cannot be read.
 func (t *trip) broken(request, j int, err error) {
 	r := t.requests[request]
@@ -502,6 +548,6 @@ func (t *trip) broken(request, j int, err error) {
 // row returns a row to decode into p, or to encode from it.
 func (v *view) row(p unsafe.Pointer) *row {
 	r := v.rows.Get().(*row)
-	r.p, r.at, r.found = p, 0, false
+	r.p, r.at, r.found, r.whole, r.marks, r.nulls = p, 0, false, false, "", ""
 	return r
 }

@@ -51,17 +51,12 @@ func (v *view) version(pinned *string) (version string, check bool) {
 	if live == nil {
 		return "", true
 	}
-	now := time.Since(v.began)
-	if now-live.at <= recheck {
-		return live.version, false
-	}
-	// One read asks for all, unless its answer is late.
-	asked := v.asked.Load()
-	return live.version, now-time.Duration(asked) > recheck && v.asked.CompareAndSwap(asked, int64(now)) || now-live.at > trusted/2
+	return live.version, time.Since(v.began)-live.at > recheck
 }
 
 // confirm reports whether version may be used that was read in a trip sent at a time; check is the answer to what is live, if
-// that was asked. While Redis cannot tell, what was live last is.
+// that was asked. It may have come long before the rows, from another node: if they are late, it is asked for once more. While Redis
+// cannot tell, what was live last is.
 func (v *view) confirm(ctx context.Context, version string, sent time.Time, check *rueidis.RedisResult) (bool, error) {
 	if check != nil {
 		now, err := check.ToString()
@@ -70,6 +65,11 @@ func (v *view) confirm(ctx context.Context, version string, sent time.Time, chec
 		}
 		if err == nil {
 			v.setLive(ctx, now, sent)
+			if now == version && time.Since(sent) > trusted {
+				if now, err = v.askLive(ctx); err != nil {
+					return false, err
+				}
+			}
 			return now == version, nil
 		}
 		if v.live.Load() == nil {
@@ -138,7 +138,7 @@ func (r *Release[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o
 	return load(ctx, r.v, &r.version, rows, o)
 }
 
-// Commit makes the version live: with one command, for all readers. A read that begins 20ms and a round trip later, in whatever process,
+// Commit makes the version live: with one command, for all readers. A read that begins 20ms later, in whatever process,
 // is of it, and no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
 // aborted; calling it again does no harm. One round trip.
 func (r *Release[K, T]) Commit(ctx context.Context) error {

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"strings"
 	"unsafe"
 
 	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/script"
 )
 
 // scanCount is how many keys Redis looks at per SCAN.
@@ -55,7 +58,8 @@ func (v *view) isPrimary(ctx context.Context, node rueidis.Client) (bool, error)
 
 // All returns all rows of the version that is live when it begins, in no order. It takes a SCAN of all keys, and a round trip per
 // page of it: it is for exports. Rows that are written meanwhile may be among them or not. It remembers a hash of each key, 16
-// bytes, so that none comes twice. If Redis cannot be asked, the last row is Broken, of no entity, with the error.
+// bytes, so that none comes twice. If Redis cannot be asked, or the version was dropped meanwhile (ErrVersion), the last row is Broken,
+// of no entity, with the error. With Options.Key, rows without event time, which may be somebody else's hashes, are left out.
 func (v *View[K, T]) All(ctx context.Context) iter.Seq2[K, Row[T]] {
 	return func(yield func(K, Row[T]) bool) {
 		err := v.all(ctx, yield)
@@ -74,6 +78,19 @@ func (v *View[K, T]) all(ctx context.Context, yield func(K, Row[T]) bool) error 
 	if err != nil {
 		return err
 	}
+	if err := v.allOf(ctx, version, yield); err != nil || version == "" {
+		return err
+	}
+	bounded, cancel := v.v.bound(ctx)
+	defer cancel()
+	_, state, err := liveReply(script.Do(bounded, v.v.client, liveScript.Call([]string{v.v.control}, version)))
+	if err == nil && state != "ready" {
+		err = fmt.Errorf("%w was dropped meanwhile", ErrVersion)
+	}
+	return err
+}
+
+func (v *View[K, T]) allOf(ctx context.Context, version string, yield func(K, Row[T]) bool) error {
 	pinned := v.Pin(version)
 	seen := map[[16]byte]struct{}{}
 	var ks []K
@@ -97,6 +114,9 @@ func (v *View[K, T]) all(ctx context.Context, yield func(K, Row[T]) bool) error 
 			return err
 		}
 		for i, k := range ks {
+			if v.v.keys.template && version == "" && rows[i].EventTime.IsZero() {
+				continue // whose it is nobody knows
+			}
 			if rows[i].Status != Missing && !yield(k, rows[i]) {
 				return errStopped
 			}
@@ -128,19 +148,21 @@ func (v *View[K, T]) delete(ctx context.Context, ks []K) (int, error) {
 		}
 		keys[i] = string(key)
 	}
-	return v.v.deleteKeys(ctx, keys, known)
+	return v.v.deleteKeys(ctx, keys, known, false)
 }
 
-// deleteKeys deletes the view's fields of these keys, and returns of how many there were any.
-func (v *view) deleteKeys(ctx context.Context, keys []string, known *knownSchemas) (n int, err error) {
-	fields := append(v.codec.all(), known.retired...)
-	commands := make([]rueidis.Completed, len(keys))
+// deleteKeys deletes the view's fields of these keys, or only where the row has a time, and returns of how many there were any.
+func (v *view) deleteKeys(ctx context.Context, keys []string, known *knownSchemas, timed bool) (n int, err error) {
+	fields := append(v.codec.all(), known.fields...)
+	args := append([]string{v.codec.timeField(), flag(timed), strconv.Itoa(len(fields))}, fields...)
+	args = append(args, known.others...)
+	calls := make([]script.Call, len(keys))
 	for i, key := range keys {
-		commands[i] = v.client.B().Hdel().Key(key).Field(fields...).Build()
+		calls[i] = deleteScript.Call([]string{key}, args...)
 	}
 	bounded, cancel := v.bound(ctx)
 	defer cancel()
-	for _, reply := range v.client.DoMulti(bounded, commands...) {
+	for _, reply := range script.DoMulti(bounded, v.client, calls) {
 		deleted, replyErr := reply.AsInt64()
 		switch {
 		case replyErr == nil && deleted > 0:
@@ -153,7 +175,9 @@ func (v *view) deleteKeys(ctx context.Context, keys []string, known *knownSchema
 }
 
 // DeleteAll deletes all rows of the view, of all versions, and what Redis knows of the view, and returns how many rows outside
-// versions there were. Nobody should write the view meanwhile. It takes a SCAN of all keys per version.
+// versions there were. Nobody should write the view meanwhile, and processes that wrote it before should be started anew: of rows that
+// they write, other processes do not know the schema, and leave features that theirs has not. With Options.Key, rows without event time,
+// which may be somebody else's hashes, stay. It takes a SCAN of all keys per version.
 func (v *View[K, T]) DeleteAll(ctx context.Context) (int, error) {
 	n, err := v.v.deleteAll(ctx)
 	if err != nil {
@@ -201,7 +225,7 @@ func (v *view) deleteRows(ctx context.Context, version string) (n int, err error
 				own = append(own, key)
 			}
 		}
-		deleted, err := v.deleteKeys(ctx, own, known)
+		deleted, err := v.deleteKeys(ctx, own, known, v.keys.template && version == "")
 		n += deleted
 		return err
 	})

@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,6 +58,7 @@ const (
 type feature struct {
 	name     string
 	class    class
+	quick    quick
 	kind     reflect.Kind // of a number; of a vector's elements
 	bits     int          // of a number in memory
 	narrow   bool         // floats are encoded as float32
@@ -68,6 +70,15 @@ type feature struct {
 	initial  *datum // the default
 	preset   string // the default's text
 }
+
+// quick tells features that need no conversion between memory and a packed row.
+type quick uint8
+
+const (
+	quickNot   quick = iota
+	quickFloat       // float64
+	quickInt         // int64, or an int that is as long
+)
 
 // datum is a value on its way between memory and a codec.
 type datum struct {
@@ -123,6 +134,9 @@ func compileSchema(t reflect.Type) ([]feature, error) {
 	for i := range t.NumField() {
 		field := t.Field(i)
 		tag, ok := field.Tag.Lookup("feature")
+		if !ok && field.Anonymous && hasFeatures(field.Type) {
+			return nil, fmt.Errorf("%v.%s: features of an embedded struct would be ignored", t, field.Name)
+		}
 		if !ok || tag == "-" {
 			continue
 		}
@@ -140,6 +154,23 @@ func compileSchema(t reflect.Type) ([]feature, error) {
 		return nil, fmt.Errorf("%v must have 1 to %d fields with a feature tag, has %d", t, maxFeatures, len(features))
 	}
 	return features, nil
+}
+
+// hasFeatures reports whether a type that is embedded has fields with a feature tag.
+func hasFeatures(t reflect.Type) bool {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct {
+		return false
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if tag, ok := f.Tag.Lookup("feature"); ok && tag != "-" || !ok && f.Anonymous && f.Type.Kind() == reflect.Struct && hasFeatures(f.Type) {
+			return true
+		}
+	}
+	return false
 }
 
 func compileFeature(field reflect.StructField, tag string) (f feature, err error) {
@@ -178,6 +209,12 @@ func compileFeature(field reflect.StructField, tag string) (f feature, err error
 			return f, fmt.Errorf("unknown option %q: there are default= and, for float64, f32", option)
 		}
 		f.narrow = true
+	}
+	switch {
+	case f.class == classFloat && f.bits == 64 && !f.narrow:
+		f.quick = quickFloat
+	case f.class == classInt && f.bits == 64:
+		f.quick = quickInt
 	}
 	return f, nil
 }
@@ -455,6 +492,19 @@ func (f *feature) isNaN(p unsafe.Pointer) bool {
 		}
 	}
 	return false
+}
+
+// overflows reports whether a number in the row at p is too large for the float32 that it is encoded as.
+func (f *feature) overflows(p unsafe.Pointer) bool {
+	if !f.narrow || f.bits == 32 {
+		return false
+	}
+	large := func(v float64) bool { return math.IsInf(float64(float32(v)), 0) && !math.IsInf(v, 0) }
+	if f.class == classVector {
+		_, b := f.vector(p)
+		return slices.ContainsFunc(b, large)
+	}
+	return large(*(*float64)(f.at(p)))
 }
 
 // fingerprint tells schemas apart whose rows differ: by names, types and order.

@@ -10,6 +10,8 @@ import (
 var (
 	//go:embed put.lua
 	putSource string
+	//go:embed delete.lua
+	deleteSource string
 	//go:embed live.lua
 	liveSource string
 	//go:embed begin.lua
@@ -22,6 +24,7 @@ var (
 
 var (
 	putScript    = script.NewRetryable(putSource)
+	deleteScript = script.NewRetryable(deleteSource)
 	liveScript   = script.NewRetryable(liveSource)
 	beginScript  = script.NewRetryable(beginSource)
 	switchScript = script.NewRetryable(switchSource)

@@ -55,14 +55,20 @@ const (
 // milliseconds.
 type Options struct {
 	// Prefix is what all keys begin with, but for those of Key and of codec Feast. Not empty; no braces and no @. Defaults to
-	// "features". Views of one prefix share each entity's hash, so that one command reads several of them.
+	// "features".
 	Prefix string
+
+	// Share keeps the rows of an entity in one hash, "Prefix:{entity}", for all views of the prefix that have it, so that one command
+	// reads several of them. They must be of the same kind of entity, and of the same codec or without a view that has the
+	// name of a feature; no two may have a feature of the same name: else they write over each other's.
+	Share bool
 
 	// Codec is how rows are encoded. Defaults to Fields. Packed is for rows that are read as a whole by this package.
 	Codec Codec
 
 	// Key is the template of keys, with one %v for the entity, as in "user:%v". It must begin otherwise than Prefix. It is not
-	// for rows of versions, which are under Prefix, nor for codec Feast. Empty, it is "Prefix:{%v}".
+	// for rows of versions, which are under Prefix, nor for codec Feast or with Share. What Share says goes for views that have the
+	// same Key. Empty, it is "Prefix:View:{%v}".
 	Key string
 
 	// Feast is for codec Feast alone.
@@ -76,7 +82,8 @@ type Options struct {
 	Stale StalePolicy
 
 	// TTL is how long after it is written a row stays in Redis. Where views share a hash, it stays for the longest, and for ever
-	// if one of them has no TTL. 0, the default, means for ever. At least 1ms.
+	// if one of them has no TTL. 0, the default, means for ever. At least 1ms. A hash that was written without one, which Redis
+	// takes for the longest, does not get one by being written again: delete the row first.
 	TTL time.Duration
 
 	// TTLJitter is up to how much longer a row may stay, at random, so that rows which are loaded together do not all go at
@@ -87,11 +94,13 @@ type Options struct {
 	NaN NaNPolicy
 
 	// Hot is how long a row may be served from rueidis' client-side cache, which Redis invalidates when the row's hash is
-	// written. It is for views whose few hot entities are read again and again: a miss costs a command more. 0, the default,
-	// means not to cache. A client with DisableCache does not.
+	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row of a version
+	// that is Missing a round trip, to see if the version is still live. 0, the default, means not to cache. A client with
+	// DisableCache does not.
 	Hot time.Duration
 
-	// OpTimeout bounds each round trip to Redis, 7/8 of it at least. Defaults to 1s.
+	// OpTimeout bounds each pipeline that is sent to Redis, 7/8 of it at least; an operation may take several, each with its own.
+	// Defaults to 1s.
 	OpTimeout time.Duration
 
 	// Hooks are told what the view does.
@@ -142,6 +151,8 @@ func (o *Options) setDefaults() error {
 		return fmt.Errorf("Options.NaN must be NaNKeeps, NaNNull or NaNFails, got %d", o.NaN)
 	case o.Codec != Feast && o.Feast != FeastOptions{}:
 		return errors.New("Options.Feast needs Options.Codec Feast")
+	case o.Share && (o.Key != "" || o.Codec == Feast):
+		return errors.New("Options.Share cannot be with Options.Key or with codec Feast, which have keys of their own")
 	case o.Codec != Feast:
 		return nil
 	case o.Key != "":
@@ -170,11 +181,11 @@ type view struct {
 	codec    codec
 	keys     keys
 	everyone []int // the indexes of all features
+	plain    bool  // no feature has anything to be done that is set
 	control  string
 	deadline *deadline.Shared
 	began    time.Time
 	live     atomic.Pointer[liveVersion]
-	asked    atomic.Int64 // when a read last asked what is live, since began
 	known    atomic.Pointer[knownSchemas]
 	rows     sync.Pool // of *row
 }
@@ -182,13 +193,14 @@ type view struct {
 // NewView compiles the tags of T and K and returns the view of that name, which is of letters, digits, _, . and -. It does no
 // I/O. Tags of T's fields are `feature:"name"`, with options after commas: f32 encodes a float64 as float32, default=value is for
 // rows that do not have the feature, and comes last. Types of features are bool, all integers, floats, string, []byte,
-// time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the tag are ignored.
+// time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the tag are ignored, but a struct
+// that is embedded must not have the tag inside.
 func NewView[K comparable, T any](client rueidis.Client, name string, opts Options) (*View[K, T], error) {
 	v, err := newView(client, name, opts, reflect.TypeFor[K](), reflect.TypeFor[T]())
 	if err != nil {
 		return nil, fmt.Errorf("featurestore: %w", err)
 	}
-	return &View[K, T]{Projection[K, T]{v: v, plan: v.plan(v.everyone)}}, nil
+	return &View[K, T]{Projection[K, T]{v: v, plan: v.plan(v.everyone), gather: newGather[K, T](v)}}, nil
 }
 
 func newView(client rueidis.Client, name string, opts Options, keyType, rowType reflect.Type) (*view, error) {
@@ -237,8 +249,10 @@ func newView(client rueidis.Client, name string, opts Options, keyType, rowType 
 	default:
 		v.codec = &fieldsCodec{&v.schema}
 	}
+	v.plain = opts.NaN == NaNKeeps
 	for i := range features {
 		v.everyone = append(v.everyone, i)
+		v.plain = v.plain && !features[i].optional
 	}
 	v.rows.New = func() any { return &row{states: make([]State, len(features))} }
 	return v, nil
@@ -251,14 +265,21 @@ type plan struct {
 	width    int            // of a Matrix
 	wide     string         // a feature that cannot be in a Matrix
 	scan     map[string]int // where each field is in fields, if hashes are read as a whole; see scanFields
+	crowded  *atomic.Int64  // until when hashes are not, since began
 }
 
 // scanFields is from how many fields on HSCAN, which walks a compact hash once, is faster than HMGET, which does for each field.
 // (HGETALL replies with a map, which rueidis turns into one of Go's.)
 const scanFields = 20
 
-// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
-const scanBuckets = 4096
+const (
+	// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
+	scanBuckets = 4096
+	// scanOthers is how many bytes of a hash may be none of the view's, which HSCAN carries nevertheless. Where there were more,
+	// hashes are read with HMGET for as long as scanAgain.
+	scanOthers = 4096
+	scanAgain  = 10 * time.Second
+)
 
 func (v *view) plan(features []int) plan {
 	p := plan{features: features, fields: v.codec.fields(features)}
@@ -270,7 +291,7 @@ func (v *view) plan(features []int) plan {
 		p.width += f.width()
 	}
 	if v.opts.Codec == Fields && v.opts.Hot == 0 && len(p.fields) >= scanFields {
-		p.scan = map[string]int{}
+		p.scan, p.crowded = map[string]int{}, &atomic.Int64{}
 		for i, name := range p.fields {
 			p.scan[name] = i
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +35,7 @@ func (o Outcome) String() string { return [...]string{"none", "applied", "older"
 // at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
 // written to the version that is live, if one is; if another one becomes so meanwhile, to both.
 //
-// One round trip, and one more before the first of a process. When its reply is lost, Put may be sent again, which does no harm: it
+// One round trip, and one more before the first of a process and the first after a second without one. When its reply is lost, Put may be sent again, which does no harm: it
 // then may return Same, or Older if another row came in between.
 func (v *View[K, T]) Put(ctx context.Context, k K, value T, at time.Time) (Outcome, error) {
 	w := write{v: v.v, began: time.Now()}
@@ -102,6 +103,7 @@ type encoded struct {
 	set, drop []string
 	expected  []string // pairs that must be there: a field, and its value with = before it or nothing
 	unchecked bool     // whatever time the row that is there has
+	anySchema bool     // whatever schema it has
 }
 
 // encode checks a row and encodes it.
@@ -123,16 +125,20 @@ func (v *view) encode(p unsafe.Pointer, at time.Time) (e encoded, err error) {
 }
 
 func micros(at time.Time) (int64, error) {
-	us := at.UnixMicro()
-	if us <= 0 || us > maxMicros {
-		return 0, fmt.Errorf("event time: %w", ErrInvalid)
+	if s := at.Unix(); s >= 0 && s <= maxMicros/1_000_000 { // else microseconds may not fit into an int64
+		if us := at.UnixMicro(); us > 0 && us <= maxMicros {
+			return us, nil
+		}
 	}
-	return us, nil
+	return 0, fmt.Errorf("event time: %w", ErrInvalid)
 }
 
 // stateOf returns the state in which a feature is written.
 func (v *view) stateOf(f *feature, p unsafe.Pointer) (State, error) {
 	s := f.stateOf(p)
+	if s == Set && f.overflows(p) {
+		return s, f.invalid()
+	}
 	if s == Set && v.opts.NaN != NaNKeeps && f.isNaN(p) {
 		if v.opts.NaN == NaNFails {
 			return s, f.invalid()
@@ -147,8 +153,9 @@ func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) 
 	if err != nil {
 		return 0, err
 	}
-	for {
-		version, known, err := w.v.target(ctx, false)
+	anew := false
+	for range maxAttempts {
+		version, known, err := w.v.target(ctx, anew)
 		if err != nil {
 			return 0, err
 		}
@@ -156,14 +163,16 @@ func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) 
 		case err != nil:
 			return 0, err
 		case code == codeUnknown:
-			if _, _, err := w.v.target(ctx, true); err != nil {
-				return 0, err
-			}
+			e.anySchema, anew = anew, true // still unknown: by a writer that did not see DeleteAll
 		case code != codeMoved:
 			return outcome(code), nil
 		}
 	}
+	return 0, errUnsettled
 }
+
+// maxAttempts bounds how often a write begins again because of what others wrote meanwhile.
+const maxAttempts = 20
 
 // What send returns besides what put.lua does.
 const (
@@ -176,15 +185,24 @@ func outcome(code int64) Outcome { return [...]Outcome{Older, Applied, Same}[cod
 
 // call is how a row is written.
 func (v *view) call(key string, known *knownSchemas, e *encoded) script.Call {
-	check := "1"
-	if e.unchecked {
-		check = "0"
+	var fields, others []string
+	if len(e.expected) == 0 { // else it is a Patch, which leaves what it does not set
+		fields, others = known.fields, known.others
 	}
-	args := make([]string, 0, 8+len(e.expected)+len(e.set)+len(e.drop)+len(known.retired))
-	args = append(args, v.opts.Codec.String(), v.codec.timeField(), strconv.FormatInt(e.at, 10), strconv.FormatInt(v.ttl(), 10), check,
-		known.marks, strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2))
-	args = append(append(append(append(args, e.expected...), e.set...), e.drop...), known.retired...)
+	args := make([]string, 0, 10+len(e.expected)+len(e.set)+len(e.drop)+len(fields)+len(others))
+	args = append(args, v.opts.Codec.String(), v.codec.timeField(), strconv.FormatInt(e.at, 10), strconv.FormatInt(v.ttl(), 10),
+		flag(!e.unchecked), markOf(v.schema.fingerprint), flag(e.anySchema), strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2),
+		strconv.Itoa(len(e.drop)+len(fields)))
+	args = append(append(append(append(append(args, e.expected...), e.set...), e.drop...), fields...), others...)
 	return putScript.Call([]string{key}, args...)
+}
+
+// flag is a bool for a script.
+func flag(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
 }
 
 // send writes a row to a version, and asks in the same pipeline if it is live.
@@ -229,18 +247,18 @@ func liveReply(reply rueidis.RedisResult) (live, state string, err error) {
 
 // knownSchemas is what this process knows of schemas under which rows of the view were written.
 type knownSchemas struct {
-	marks   string   // their fingerprints
-	retired []string // fields that they have and this process' schema has not
+	others []string // of rows that name their schema: pairs of its mark, and names of features that this process' has not
+	fields []string // of rows that do not: fields that any of them has
 }
 
 // schemaField is how fields of the control key begin that have a schema's names.
 const schemaField = "s:"
 
 // target returns which version is to be written, and what else there is to know for it. That takes a round trip if it is not known
-// yet, or is wanted anew.
+// yet, or has not been asked for a second (which in Feast is each second), or is wanted anew.
 func (v *view) target(ctx context.Context, anew bool) (version string, known *knownSchemas, err error) {
 	live, known := v.live.Load(), v.known.Load()
-	if known != nil && live != nil && !anew {
+	if known != nil && live != nil && !anew && time.Since(v.began)-live.at <= trusted {
 		return live.version, known, nil
 	}
 	if v.opts.Codec == Packed { // its rows have fields of the same names whatever the schema
@@ -267,19 +285,23 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	if err != nil {
 		return "", nil, err
 	}
-	field := func(name string) string { return name }
-	if v.opts.Codec == Feast {
-		field = func(name string) string { return feast.Field(v.name, name) }
-	}
 	known = &knownSchemas{}
-	var lists []string
 	for name, list := range control {
-		if mark, ok := strings.CutPrefix(name, schemaField); ok {
-			known.marks += mark + " "
-			lists = append(lists, list)
+		mark, ok := strings.CutPrefix(name, schemaField)
+		if !ok || mark == markOf(v.schema.fingerprint) {
+			continue
+		}
+		missing := retired(names, list)
+		if v.opts.Codec != Feast {
+			known.others = append(known.others, mark, strings.Join(missing, " "))
+			continue
+		}
+		for _, name := range missing {
+			known.fields = append(known.fields, feast.Field(v.name, name))
 		}
 	}
-	known.retired = retired(v.codec, lists, field)
+	slices.Sort(known.fields)
+	known.fields = slices.Compact(known.fields)
 	v.known.Store(known)
 	v.setLive(ctx, control[liveField], sent)
 	return control[liveField], known, nil
@@ -294,9 +316,8 @@ func (w *write) patch(ctx context.Context, k, value unsafe.Pointer, at time.Time
 		return 0, errors.New("nothing to set")
 	}
 	v := w.v
-	anew := false
-	for {
-		version, known, err := v.target(ctx, anew)
+	for range maxAttempts {
+		version, known, err := v.target(ctx, false)
 		if err != nil {
 			return 0, err
 		}
@@ -307,8 +328,6 @@ func (w *write) patch(ctx context.Context, k, value unsafe.Pointer, at time.Time
 		switch code, err := w.send(ctx, k, version, known, e); {
 		case err != nil:
 			return 0, err
-		case code == codeUnknown:
-			anew = true
 		case code >= 0:
 			return outcome(code), nil
 		}
@@ -316,6 +335,7 @@ func (w *write) patch(ctx context.Context, k, value unsafe.Pointer, at time.Time
 			return 0, err
 		}
 	}
+	return 0, errors.New("the row is written by others all the time")
 }
 
 // merge reads a row and encodes it with what is to be set.
@@ -337,7 +357,11 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	if err := v.codec.decode(v.everyone, reply, r); err != nil {
 		return e, err
 	}
-	r.at, e.at = at, at
+	r.at, e.at, e.anySchema = at, at, true
+	if c, ok := v.codec.(*fieldsCodec); ok {
+		stamp, _ := text(&reply[len(reply)-1])
+		r.marks, r.nulls = c.others(stamp)
+	}
 	var written []int
 	for _, a := range set {
 		i, err := v.index(a.Feature)

@@ -164,7 +164,7 @@ func featurestoreCases(b *bench) []benchCase {
 }
 
 func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string, codec featurestore.Codec) *featurestore.View[int, T] {
-	opts := featurestore.Options{Prefix: b.prefix + prefix, Codec: codec, TTL: time.Hour, OpTimeout: 30 * time.Second}
+	opts := featurestore.Options{Prefix: b.prefix + prefix, Codec: codec, Share: codec != featurestore.Feast, TTL: time.Hour, OpTimeout: 30 * time.Second}
 	if codec == featurestore.Feast {
 		opts.Feast = featurestore.FeastOptions{Project: b.prefix + prefix, JoinKey: "user_id"}
 	}

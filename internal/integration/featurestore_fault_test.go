@@ -163,12 +163,12 @@ func (h *featureCommands) Do(client rueidis.Client, ctx context.Context, cmd rue
 	return client.Do(ctx, cmd)
 }
 
-// Views of one prefix have an entity's rows in one hash, which one command reads; a key that comes twice is read once.
+// Views that share have an entity's rows in one hash, which one command reads; a key that comes twice is read once.
 func TestFeaturestore_OneCommandPerEntity(t *testing.T) {
 	t.Parallel()
 	hook := &featureCommands{sent: map[string]int{}}
 	client := rueidishook.WithHook(redistest.Shared(t).Client(t), hook)
-	opts := featurestore.Options{Prefix: redistest.Prefix(t)}
+	opts := featurestore.Options{Prefix: redistest.Prefix(t), Share: true}
 	users, items := newFeatures[int, featureRow](t, client, "users", opts), newFeatures[int, featureItem](t, client, "items", opts)
 	for i := range 3 {
 		putFeatures(t, users, i, featureRow{N: int64(i)}, featureTime(0))

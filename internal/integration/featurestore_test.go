@@ -328,10 +328,10 @@ func TestFeaturestore_RefusedWriteChangesNoTTL(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
-		prefix := redistest.Prefix(t)
-		short := newFeatures[string, featureItem](t, client, "short", featurestore.Options{Codec: codec, Prefix: prefix, TTL: time.Hour})
-		long := newFeatures[string, featureText](t, client, "long", featurestore.Options{Codec: codec, Prefix: prefix, TTL: 24 * time.Hour})
-		forever := newFeatures[string, featureInt](t, client, "forever", featurestore.Options{Codec: codec, Prefix: prefix})
+		prefix, share := redistest.Prefix(t), codec != featurestore.Feast
+		short := newFeatures[string, featureItem](t, client, "short", featurestore.Options{Codec: codec, Prefix: prefix, Share: share, TTL: time.Hour})
+		long := newFeatures[string, featureText](t, client, "long", featurestore.Options{Codec: codec, Prefix: prefix, Share: share, TTL: 24 * time.Hour})
+		forever := newFeatures[string, featureInt](t, client, "forever", featurestore.Options{Codec: codec, Prefix: prefix, Share: share})
 		putFeatures(t, short, "a", featureItem{}, featureTime(5))
 		var key string
 		for _, k := range featureKeys(t, client, prefix) {
@@ -398,7 +398,7 @@ func TestFeaturestore_SchemaChangeLeavesNoOldByte(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
-		opts := featurestore.Options{Codec: codec, Prefix: redistest.Prefix(t)}
+		opts := featurestore.Options{Codec: codec, Prefix: redistest.Prefix(t), Share: codec != featurestore.Feast}
 		old := newFeatures[string, featureSchemaOne](t, client, "users", opts)
 		neighbour := newFeatures[string, featureItem](t, client, "items", opts)
 		one := featureSchemaOne{1, "old", 2, 3, featurestore.Some("old"), featurestore.Some([50]float64{})}
@@ -463,7 +463,7 @@ func TestFeaturestore_ViewsOfAnEntityAgeOnTheirOwn(t *testing.T) {
 	client := redistest.Shared(t).Client(t)
 	eachFeatureCodec(t, func(t *testing.T, codec featurestore.Codec) {
 		ctx, prefix, now := t.Context(), redistest.Prefix(t), time.Now()
-		hour := featurestore.Options{Codec: codec, Prefix: prefix, MaxAge: time.Hour, TTL: 48 * time.Hour, Stale: featurestore.StaleDrops}
+		hour := featurestore.Options{Codec: codec, Prefix: prefix, Share: codec != featurestore.Feast, MaxAge: time.Hour, TTL: 48 * time.Hour, Stale: featurestore.StaleDrops}
 		day := hour
 		day.MaxAge = 24 * time.Hour
 		fast, slow := newFeatures[string, featureItem](t, client, "fast", hour), newFeatures[string, featureText](t, client, "slow", day)
@@ -740,8 +740,8 @@ func TestFeaturestore_WideRows(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	prefix := redistest.Prefix(t)
-	wide := newFeatures[int, featureWide](t, client, "wide", featurestore.Options{Prefix: prefix})
-	items := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix})
+	wide := newFeatures[int, featureWide](t, client, "wide", featurestore.Options{Prefix: prefix, Share: true})
+	items := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix, Share: true})
 	var row featureWide
 	row.F00, row.F05, row.F23 = featurestore.Some[int64](1), featurestore.Some[int64](5), featurestore.Some[int64](23)
 	row.F07.State = featurestore.Null
