@@ -25,7 +25,6 @@ import (
 type streamAckLoser struct {
 	passThroughHook
 	lose atomic.Bool
-	sha  atomic.Pointer[string]
 }
 
 func (l *streamAckLoser) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
@@ -65,7 +64,7 @@ func runStreamBatch(t *testing.T, g *stream.Group[int], h stream.BatchHandler[in
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.RunBatch(ctx, h) }()
-	t.Cleanup(func() { stop(); <-done })
+	t.Cleanup(func() { stop(); _ = <-done })
 }
 
 // streamProxy forwards TCP, and limits how many bytes a second come back.
@@ -168,6 +167,7 @@ func TestStream_RunBatchOutlivesItsGoroutine(t *testing.T) {
 	t.Parallel()
 	for _, retry := range []string{"0", "1"} { // first attempts are handled together
 		t.Run(retry, func(t *testing.T) {
+			t.Parallel()
 			client := redistest.Shared(t).Client(t)
 			key := redistest.Prefix(t)
 			s := newStream(t, client, key)
@@ -194,6 +194,7 @@ func TestStream_ManyFieldsAreDeadLetters(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{5000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
 			client := redistest.Shared(t).Client(t)
 			key := redistest.Prefix(t)
 			s := newStream(t, client, key)
@@ -302,6 +303,7 @@ func TestStream_ARetrySeesTheMessageAsItWas(t *testing.T) {
 	t.Parallel()
 	for _, keyed := range []bool{false, true} {
 		t.Run(fmt.Sprint(keyed), func(t *testing.T) {
+			t.Parallel()
 			client := redistest.Shared(t).Client(t)
 			s, err := stream.New(client, redistest.Prefix(t), stream.Options[[]int]{})
 			require.NoError(t, err)
@@ -328,7 +330,7 @@ func TestStream_ARetrySeesTheMessageAsItWas(t *testing.T) {
 			}()
 			first, second := <-seen, <-seen
 			stop()
-			<-done
+			_ = <-done
 			require.Equal(t, first, second)
 		})
 	}
@@ -355,6 +357,7 @@ func TestStream_BigMessagesAreTakenOver(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{2, 16} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			t.Parallel()
 			server := redistest.Start(t)
 			admin := server.Client(t)
 			p := newStreamProxy(t, server.Addr())
@@ -387,7 +390,7 @@ func TestStream_BigMessagesAreTakenOver(t *testing.T) {
 			go func() {
 				done <- g.Run(ctx, func(context.Context, *stream.Message[string]) error { handled.Add(1); return nil })
 			}()
-			defer func() { stop(); <-done; t.Log("handled", handled.Load(), "failed claims", fails.Load()) }()
+			defer func() { stop(); _ = <-done; t.Log("handled", handled.Load(), "failed claims", fails.Load()) }()
 			require.Eventually(t, func() bool { return handled.Load() == int64(n) }, 20*time.Second, 10*time.Millisecond)
 		})
 	}
@@ -489,7 +492,7 @@ func TestStream_ADeadConsumerKeepsWhatItHas(t *testing.T) {
 	streamGhosts(t, client, key, s, 3)
 	g := s.Group("g", stream.GroupOptions[int]{Lease: streamLease / 6, Workers: 1, MaxInFlight: 1, DrainTimeout: time.Millisecond})
 	var counts streamCounts
-	var gate = make(chan struct{})
+	gate := make(chan struct{})
 	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
 		counts.add(m.Value)
 		select {
