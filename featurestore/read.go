@@ -364,14 +364,23 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 			add(command.Build())
 		}
 	}
-	if hot > 0 {
-		return client.DoMultiCache(ctx, t.cached...)
-	}
-	if len(t.commands) == 1 {
+	if len(t.commands) == 1 && hot <= 0 {
 		t.single[0] = client.Do(ctx, t.commands[0])
 		return t.single[:]
 	}
-	return client.DoMulti(ctx, t.commands...)
+	var replies []rueidis.RedisResult
+	if hot > 0 {
+		replies = client.DoMultiCache(ctx, t.cached...)
+	} else {
+		replies = client.DoMulti(ctx, t.commands...)
+	}
+	for i := range replies {
+		if replies[i].NonRedisError() != nil { // the client may still have to send them, and reads the slice when it does
+			t.commands, t.cached = nil, nil
+			break
+		}
+	}
+	return replies
 }
 
 // scans reports whether hashes are read as a whole.
