@@ -240,10 +240,10 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		}
 		again = again || !ok
 	}
-	if again {
+	if again && slices.ContainsFunc(replies, func(r rueidis.RedisResult) bool { return r.NonRedisError() == nil }) {
 		return true, errUnsettled
 	}
-	n := 0
+	n := 0 // if there is no reply at all, another round trip would take its time in vain
 	for i, r := range t.requests {
 		for j := range r.size() {
 			place := t.places[n]

@@ -402,7 +402,7 @@ func TestFeaturestoreGather_ServerFaults(t *testing.T) {
 		require.ErrorContains(t, alone[k].err, why)
 	}
 	require.Equal(t, featurestore.Missing, alone[24].row.Status)
-	// twenty of them before, twenty without the one that is refused: other rows' errors are told otherwise in its trip.
+	// With the one that is refused, and without: a trip that has one such tells the others' errors otherwise.
 	for _, refused := range []bool{true, false} {
 		open := gate.shut(t, featureHolds)
 		first := getFeatures(t.Context(), &v.Projection, 0, 1, 2, 3)
@@ -671,7 +671,7 @@ func TestFeaturestoreGather_VersionsChange(t *testing.T) {
 	opts := featurestore.Options{Prefix: redistest.Prefix(t)}
 	writer := newFeatures[int, featureItem](t, client, "items", opts)
 	v := newFeatures[int, featureItem](t, rueidishook.WithHook(client, gate), "items", opts)
-	const entities = 20
+	const entities, late = 20, 300 * time.Millisecond // 20ms and a round trip, on a busy machine
 	var committed atomic.Int64 // the version, times 2^48, and when that was
 	began := time.Now()
 	release := func(n int) {
@@ -700,7 +700,7 @@ func TestFeaturestoreGather_VersionsChange(t *testing.T) {
 				case err != nil, row.Status != featurestore.Found, row.Value.Stock.V != int32(k), row.Version != "v"+strconv.Itoa(n), !row.EventTime.Equal(featureTime(n)):
 					t.Errorf("%d: %+v %v", k, row, err)
 					return
-				case age > 20*time.Millisecond && n < int(last>>48):
+				case age > late && n < int(last>>48):
 					t.Errorf("%s, %v after v%d became live", row.Version, age, last>>48)
 					return
 				}
@@ -713,7 +713,7 @@ func TestFeaturestoreGather_VersionsChange(t *testing.T) {
 		require.Eventually(t, func() bool { return reads.Load() >= want || t.Failed() }, 20*time.Second, time.Millisecond)
 		release(n)
 	}
-	require.NoError(t, after(t.Context(), 50*time.Millisecond))
+	require.NoError(t, after(t.Context(), late+50*time.Millisecond))
 	stop()
 	wg.Wait()
 	shared := 0
