@@ -655,7 +655,7 @@ func TestFeaturestoreGather_RandomHistories(t *testing.T) {
 				}
 			}
 			t.Log(reads.Load(), "rows,", gone.Load(), "given up,", others.Load(), "others,", len(gate.seen()), "round trips,", shared, "of several")
-			require.Greater(t, reads.Load(), int64(200))
+			require.Greater(t, reads.Load(), int64(50))
 			for _, n := range []int64{gone.Load(), others.Load(), int64(shared)} {
 				require.Positive(t, n)
 			}
@@ -672,7 +672,7 @@ func TestFeaturestoreGather_VersionsChange(t *testing.T) {
 	writer := newFeatures[int, featureItem](t, client, "items", opts)
 	v := newFeatures[int, featureItem](t, rueidishook.WithHook(client, gate), "items", opts)
 	const entities, late = 20, 300 * time.Millisecond // 20ms and a round trip, on a busy machine
-	var committed atomic.Int64 // the version, times 2^48, and when that was
+	var committed atomic.Int64                        // the version, times 2^48, and when that was
 	began := time.Now()
 	release := func(n int) {
 		r, err := writer.Begin(t.Context(), "v"+strconv.Itoa(n))
