@@ -2,6 +2,7 @@ package featurestore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -93,10 +94,7 @@ func (p *Projection[K, T]) get(ctx context.Context, k K, row *Row[T]) error {
 	case !done && err == nil:
 		return p.getAlone(ctx, k, row)
 	case !done:
-		*row = Row[T]{Info: Info{Status: Broken, Err: err}}
-		for _, i := range p.plan.features {
-			p.v.schema.features[i].blank(unsafe.Pointer(&row.Value), Absent)
-		}
+		*row = p.broken(err)
 	case q.alone:
 		*q = gathered[K, T]{done: q.done}
 		g.pool.Put(q)
@@ -139,6 +137,15 @@ func (g *gather[K, T]) wait(ctx context.Context, q *gathered[K, T], now time.Dur
 	}
 }
 
+// broken returns a row that was not read.
+func (p *Projection[K, T]) broken(err error) Row[T] {
+	row := Row[T]{Info: Info{Status: Broken, Err: err}}
+	for _, i := range p.plan.features {
+		p.v.schema.features[i].blank(unsafe.Pointer(&row.Value), Absent)
+	}
+	return row
+}
+
 func (p *Projection[K, T]) getAlone(ctx context.Context, k K, row *Row[T]) error {
 	return read(ctx, &part[K, T]{p: p, keys: []K{k}, rows: unsafe.Slice(row, 1)})
 }
@@ -158,7 +165,7 @@ func (p *Projection[K, T]) trips(qs []*gathered[K, T]) {
 		}
 		err := fmt.Errorf("client: %v", recover()) // a wrapped client panicked, or called runtime.Goexit
 		for _, q := range qs {
-			q.row, q.err = Row[T]{Info: Info{Status: Broken, Err: err}}, err
+			q.row, q.err = p.broken(err), err
 			q.done <- struct{}{}
 		}
 		p.endTrip()
@@ -177,9 +184,10 @@ func (p *Projection[K, T]) trips(qs []*gathered[K, T]) {
 		_, err := fetch(context.Background(), &many)
 		for i, q := range qs {
 			q.row = many.rows[i]
-			if err != nil { // of some of the rows; those that have none were not read
-				if q.err = q.row.Err; q.err == nil {
-					q.alone = q.row.Status == Missing
+			if err != nil { // of some of the rows; those that have none, and nothing else, were perhaps not read
+				q.alone = q.row.Status == Missing
+				if e := q.row.Err; !errors.Is(e, ErrCorrupt) && !errors.Is(e, ErrSkew) && !errors.Is(e, ErrStale) {
+					q.err = e
 				}
 			}
 			q.done <- struct{}{}

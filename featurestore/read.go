@@ -251,10 +251,10 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		}
 		again = again || !ok
 	}
-	if again {
+	if again && slices.ContainsFunc(replies, func(r rueidis.RedisResult) bool { return r.NonRedisError() == nil }) {
 		return true, errUnsettled
 	}
-	n := 0
+	n := 0 // if there is no reply at all, another round trip would take its time in vain
 	for i, r := range t.requests {
 		for j := range r.size() {
 			place := t.places[n]
@@ -398,14 +398,23 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 			add(command.Build())
 		}
 	}
-	if hot > 0 {
-		return client.DoMultiCache(ctx, t.cached...)
-	}
-	if len(t.commands) == 1 {
+	if len(t.commands) == 1 && hot <= 0 {
 		t.single[0] = client.Do(ctx, t.commands[0])
 		return t.single[:]
 	}
-	return client.DoMulti(ctx, t.commands...)
+	var replies []rueidis.RedisResult
+	if hot > 0 {
+		replies = client.DoMultiCache(ctx, t.cached...)
+	} else {
+		replies = client.DoMulti(ctx, t.commands...)
+	}
+	for i := range replies {
+		if replies[i].NonRedisError() != nil { // the client may still have to send them, and reads the slice when it does
+			t.commands, t.cached = nil, nil
+			break
+		}
+	}
+	return replies
 }
 
 // ordered returns what HMGET would have replied instead of HSCAN, or nil if that was not all. It is in r's memory. others is how many
