@@ -95,7 +95,8 @@ type Options struct {
 
 	// Hot is how long a row may be served from rueidis' client-side cache, which Redis invalidates when the row's hash is
 	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row of a version
-	// that is Missing a round trip, to see if the version is still live. 0, the default, means not to cache. A client with
+	// that is Missing a round trip, to see if the version is still live. Where the connection that brings invalidations hangs, a row
+	// of a version that was dropped meanwhile may be Missing all the same. 0, the default, means not to cache. A client with
 	// DisableCache does not.
 	Hot time.Duration
 

@@ -353,7 +353,7 @@ func loadFeatures(t *testing.T, v *featurestore.View[int, featureItem], version 
 }
 
 // A server that refuses RESTORE, to this user or of this version, for all rows or some, is loaded with HSET.
-func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) {
+func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) { //nolint:tparallel // the server's memory is limited for one of them
 	t.Parallel()
 	server := redistest.Start(t, "--maxmemory-policy", "noeviction")
 	admin := server.Client(t)

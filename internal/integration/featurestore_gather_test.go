@@ -367,19 +367,19 @@ func TestFeaturestoreGather_ServerFaults(t *testing.T) {
 	}
 	type kKey struct{}
 	var reads sync.Map
-	opts := featurestore.Options{Prefix: prefix, OpTimeout: opTimeout, MaxAge: 30 * 365 * 24 * time.Hour, Stale: featurestore.StaleFails, Hooks: featurestore.Hooks{
+	opts := featurestore.Options{Prefix: prefix, Share: true, OpTimeout: opTimeout, MaxAge: 30 * 365 * 24 * time.Hour, Stale: featurestore.StaleFails, Hooks: featurestore.Hooks{
 		Read: func(ctx context.Context, info featurestore.ReadInfo) {
 			if k, ok := ctx.Value(kKey{}).(int); ok {
 				reads.Store(k, seen{info.Counts, fmt.Sprint(info.Err)})
 			}
 		},
 	}}
-	newGatedFeatures(t, admin, n, featurestore.Options{Prefix: prefix})
+	newGatedFeatures(t, admin, n, featurestore.Options{Prefix: prefix, Share: true})
 	send(t, admin, "DEL", prefix+":{22}")
 	send(t, admin, "SET", prefix+":{22}", "not a hash")
 	send(t, admin, "HSET", prefix+":{23}", "price", "not a number")
 	send(t, admin, "DEL", prefix+":{24}")
-	writer := newFeatures[int, featureItem](t, admin, "items", featurestore.Options{Prefix: prefix})
+	writer := newFeatures[int, featureItem](t, admin, "items", featurestore.Options{Prefix: prefix, Share: true})
 	send(t, admin, "DEL", prefix+":{25}")
 	putFeatures(t, writer, 25, featureItem{Price: 25}, time.UnixMicro(1)) // which is stale
 	gate := &featureGate{}
@@ -548,8 +548,8 @@ func TestFeaturestoreGather_RandomHistories(t *testing.T) {
 			const entities, readers = 12, 80
 			prefix := redistest.Prefix(t)
 			gate := &featureGate{on: func(ctx context.Context, _ []string) { _ = after(ctx, rand.N(time.Millisecond)) }}
-			writer := newFeatures[int, featureBlob](t, client, "blobs", featurestore.Options{Codec: codec, Prefix: prefix})
-			v := newFeatures[int, featureBlob](t, rueidishook.WithHook(client, gate), "blobs", featurestore.Options{Codec: codec, Prefix: prefix})
+			writer := newFeatures[int, featureBlob](t, client, "blobs", featurestore.Options{Codec: codec, Prefix: prefix, Share: true})
+			v := newFeatures[int, featureBlob](t, rueidishook.WithHook(client, gate), "blobs", featurestore.Options{Codec: codec, Prefix: prefix, Share: true})
 			some, err := v.Select("owner", "vec", "n")
 			require.NoError(t, err)
 			require.NoError(t, do(t, client, prefix+":{1000}", "SET", "x").Error())

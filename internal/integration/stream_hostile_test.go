@@ -64,7 +64,7 @@ func runStreamBatch(t *testing.T, g *stream.Group[int], h stream.BatchHandler[in
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.RunBatch(ctx, h) }()
-	t.Cleanup(func() { stop(); _ = <-done })
+	t.Cleanup(func() { stop(); require.NoError(t, <-done) })
 }
 
 // streamProxy forwards TCP, and limits how many bytes a second come back.
@@ -330,7 +330,7 @@ func TestStream_ARetrySeesTheMessageAsItWas(t *testing.T) {
 			}()
 			first, second := <-seen, <-seen
 			stop()
-			_ = <-done
+			require.NoError(t, <-done)
 			require.Equal(t, first, second)
 		})
 	}
@@ -390,7 +390,11 @@ func TestStream_BigMessagesAreTakenOver(t *testing.T) {
 			go func() {
 				done <- g.Run(ctx, func(context.Context, *stream.Message[string]) error { handled.Add(1); return nil })
 			}()
-			defer func() { stop(); _ = <-done; t.Log("handled", handled.Load(), "failed claims", fails.Load()) }()
+			defer func() {
+				stop()
+				require.NoError(t, <-done)
+				t.Log("handled", handled.Load(), "failed claims", fails.Load())
+			}()
 			require.Eventually(t, func() bool { return handled.Load() == int64(n) }, 20*time.Second, 10*time.Millisecond)
 		})
 	}
