@@ -71,15 +71,18 @@ func TestPacked_DecodesWithOneAllocation(t *testing.T) {
 	require.Greater(t, len(h), 2)
 	var rows [1]Row[wide]
 	one := part[string, wide]{p: &v.Projection, keys: []string{"k"}, rows: rows[:]}
-	allocs := testing.AllocsPerRun(100, func() {
-		p, _ := one.begin(0)
-		r := v.v.row(p)
-		if err := v.v.codec.decode(v.plan.features, reply, r); err != nil {
-			t.Error(err)
-		}
-		v.v.rows.Put(r)
-	})
-	require.LessOrEqual(t, allocs, 2.0, "one, and what a pool forgets under the race detector")
+	allocs := 100.0
+	for range 100 { // under the race detector pools forget at random
+		allocs = min(allocs, testing.AllocsPerRun(1, func() {
+			p, _ := one.begin(0)
+			r := v.v.row(p)
+			if err := v.v.codec.decode(v.plan.features, reply, r); err != nil {
+				t.Error(err)
+			}
+			v.v.rows.Put(r)
+		}))
+	}
+	require.LessOrEqual(t, allocs, 1.0)
 	require.Equal(t, "text", rows[0].Value.F11)
 }
 
