@@ -95,18 +95,19 @@ func load[K comparable, T any](ctx context.Context, v *view, version *string, ro
 
 // loader gathers a batch while the one before is on its way.
 type loader[K comparable] struct {
-	v       *view
-	version *string
-	opts    LoadOptions
-	began   time.Time
-	stats   LoadStats
-	seen    int64         // rows that the iterator gave
-	sent    int64         // and that were sent
-	rows    []loadRow[K]  // the batch that is gathered
-	flying  []loadRow[K]  // and the one that is on its way
-	landed  chan struct{} // closed when that has arrived
-	plainly bool          // whether rows are replaced without RESTORE
-	failed  error
+	v        *view
+	version  *string
+	opts     LoadOptions
+	began    time.Time
+	stats    LoadStats
+	seen     int64         // rows that the iterator gave
+	sent     int64         // and that were sent
+	rows     []loadRow[K]  // the batch that is gathered
+	flying   []loadRow[K]  // and the one that is on its way
+	landed   chan struct{} // closed when that has arrived
+	plainly  bool          // whether rows are replaced without RESTORE
+	restores bool          // whether RESTORE was seen to work, or is about to be
+	failed   error
 }
 
 // loadRow is a row of a batch.
@@ -304,7 +305,7 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 // that it needs no script.
 func (l *loader[K]) replace(ctx context.Context) error {
 	b := l.v.client.B()
-	commands := make([]rueidis.Completed, 0, 3*len(l.flying)+1)
+	commands := make([]rueidis.Completed, 0, 3*len(l.flying)+2)
 	for i := range l.flying {
 		row := &l.flying[i]
 		if row.err != nil {
@@ -319,6 +320,10 @@ func (l *loader[K]) replace(ctx context.Context) error {
 		if !l.plainly {
 			if payload, ok := dump(row.row.set); ok {
 				commands = append(commands, b.Restore().Key(key).Ttl(ttl).SerializedValue(payload).Replace().Build())
+				if !l.restores { // miniredis, for one, takes any payload for a string's: then this is an error
+					commands = append(commands, b.Hlen().Key(key).Build())
+					l.restores = true
+				}
 				continue
 			}
 		}
@@ -340,7 +345,7 @@ func (l *loader[K]) replace(ctx context.Context) error {
 		if err == nil || rueidis.IsRedisNil(err) {
 			continue
 		}
-		if _, refused := rueidis.IsRedisErr(err); refused && !l.plainly { // RESTORE perhaps, which not everybody may use
+		if _, refused := rueidis.IsRedisErr(err); refused && !l.plainly { // RESTORE perhaps, which not everybody may use, or knows
 			l.plainly = true
 			return l.replace(ctx)
 		}
