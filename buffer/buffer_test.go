@@ -95,9 +95,9 @@ func TestGroup_ForgetsWavesThatEnded(t *testing.T) {
 		for range 1000 {
 			all = append(all, g.wave(time.Since(began), timeout))
 			require.LessOrEqual(t, len(g.waves), 10)
-			time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest's time
+			time.Sleep(3 * time.Millisecond) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 		}
-		time.Sleep(timeout) //nolint:forbidigo // synctest's time
+		time.Sleep(timeout) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
 		for _, w := range all {
 			<-w.done
 		}

@@ -26,7 +26,7 @@ func (f sinkFunc) Apply(ctx context.Context, b *buffer.Batch) error { return f(c
 
 // heldClient holds calls before they are sent: the next one if next is set, all if all is.
 type heldClient struct {
-	passThroughHook
+	redistest.PassThrough
 	next, all *atomic.Bool
 	reached   chan struct{} // has room for one
 	release   chan struct{}
@@ -139,7 +139,7 @@ func TestBuffer_WhatIsUnconfirmedAndThenRefused(t *testing.T) {
 
 // steppedClient lets an add.lua through for each token.
 type steppedClient struct {
-	passThroughHook
+	redistest.PassThrough
 	reached, tokens chan struct{} // have room for one and two
 }
 
@@ -192,7 +192,7 @@ func TestBuffer_AnAddDoesNotWaitForPosts(t *testing.T) {
 
 // movingSlot answers add.lua as a cluster's node does while it moves the slot's keys to another.
 type movingSlot struct {
-	passThroughHook
+	redistest.PassThrough
 	times *atomic.Int64
 }
 
@@ -377,7 +377,7 @@ func TestBuffer_AStateFromBeforeTheFirstClaimComesBack(t *testing.T) {
 
 // slowTransfer delays read.lua, letters.lua and replay.lua, as large texts do.
 type slowTransfer struct {
-	passThroughHook
+	redistest.PassThrough
 	delay time.Duration
 }
 
@@ -411,7 +411,7 @@ func TestBuffer_WhatTakesLongToTransfer(t *testing.T) {
 
 // lettersSpy has the size of the largest portion of dead letters that was read.
 type lettersSpy struct {
-	passThroughHook
+	redistest.PassThrough
 	largest *atomic.Int64
 }
 
@@ -622,7 +622,7 @@ func TestBuffer_NothingIsReadFromReplicas(t *testing.T) {
 
 // readOnlySpy counts the commands that a client may send to replicas.
 type readOnlySpy struct {
-	passThroughHook
+	redistest.PassThrough
 	readOnly *atomic.Int64
 }
 

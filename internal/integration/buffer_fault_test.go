@@ -125,7 +125,7 @@ func TestBuffer_LostRepliesOfAdd(t *testing.T) {
 }
 
 // losingClient executes commands, of which each fourth then has its reply lost.
-type losingClient struct{ passThroughHook }
+type losingClient struct{ redistest.PassThrough }
 
 func (losingClient) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	r := client.Do(ctx, cmd)

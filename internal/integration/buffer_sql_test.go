@@ -536,7 +536,7 @@ func (t *spiedTx) Commit() error {
 
 // spiedClient sees a flusher's scripts, which it knows by their number of keys.
 type spiedClient struct {
-	passThroughHook
+	redistest.PassThrough
 	dbSpy *dbSpy
 }
 
@@ -802,35 +802,4 @@ func TestSQLSink_SeveralFlushers(t *testing.T) {
 		requireCounts(t, db, counted)
 		require.Zero(t, failed.Load())
 	})
-}
-
-// passThroughHook is a hook that changes nothing.
-type passThroughHook struct{}
-
-func (passThroughHook) Do(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
-	return c.Do(ctx, cmd)
-}
-
-func (passThroughHook) DoMulti(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
-	return c.DoMulti(ctx, multi...)
-}
-
-func (passThroughHook) DoCache(c rueidis.Client, ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
-	return c.DoCache(ctx, cmd, ttl)
-}
-
-func (passThroughHook) DoMultiCache(c rueidis.Client, ctx context.Context, multi ...rueidis.CacheableTTL) []rueidis.RedisResult {
-	return c.DoMultiCache(ctx, multi...)
-}
-
-func (passThroughHook) Receive(c rueidis.Client, ctx context.Context, sub rueidis.Completed, fn func(rueidis.PubSubMessage)) error {
-	return c.Receive(ctx, sub, fn)
-}
-
-func (passThroughHook) DoStream(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResultStream {
-	return c.DoStream(ctx, cmd)
-}
-
-func (passThroughHook) DoMultiStream(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) rueidis.MultiRedisResultStream {
-	return c.DoMultiStream(ctx, multi...)
 }

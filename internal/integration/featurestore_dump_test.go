@@ -24,7 +24,7 @@ import (
 
 // featureDumps counts commands that load rows, and may change them.
 type featureDumps struct {
-	passThroughHook
+	redistest.PassThrough
 	mu     sync.Mutex
 	sent   map[string]int
 	change func(args []string) []string

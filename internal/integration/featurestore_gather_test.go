@@ -23,7 +23,7 @@ import (
 
 // featureGate sees the round trips that ask for rows, and what it does with them is on's business.
 type featureGate struct {
-	passThroughHook
+	redistest.PassThrough
 	mu    sync.Mutex
 	trips [][]string // the keys of the rows of each
 	on    func(ctx context.Context, rows []string)

@@ -24,7 +24,7 @@ import (
 // gate counts commands, and while it is shut keeps those for which shut reports true until they are let through. The one
 // who sent them gets the end of its patience; they arrive all the same.
 type gate struct {
-	passThroughHook
+	redistest.PassThrough
 	sent *atomic.Int64
 	shut func(args []string) bool
 	open chan struct{}
@@ -349,7 +349,7 @@ func TestLock_AGivenUpCommandComesLate(t *testing.T) {
 
 // slowly delays commands for as long as delay says, and honours the ctx, as a dial or a limiter does: what is late is not sent.
 type slowly struct {
-	passThroughHook
+	redistest.PassThrough
 	delay func(args []string) time.Duration
 }
 

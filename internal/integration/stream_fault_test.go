@@ -244,7 +244,7 @@ killing:
 
 // readLoser executes one XREADGROUP and loses its reply.
 type readLoser struct {
-	passThroughHook
+	redistest.PassThrough
 	lose atomic.Bool
 }
 

@@ -23,7 +23,7 @@ import (
 
 // streamAckLoser executes an acknowledgement and loses its reply once.
 type streamAckLoser struct {
-	passThroughHook
+	redistest.PassThrough
 	lose atomic.Bool
 }
 

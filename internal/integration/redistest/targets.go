@@ -33,7 +33,7 @@ var targets = []struct {
 	{"valkey-8", func(tb testing.TB) rueidis.Client { return SharedKind(tb, Valkey8).Client(tb) }},
 	{"redis-7.0", func(tb testing.TB) rueidis.Client { return SharedKind(tb, Redis70).Client(tb) }},
 	{"wrapped", func(tb testing.TB) rueidis.Client {
-		return rueidishook.WithHook(Shared(tb).Client(tb), passThrough{})
+		return rueidishook.WithHook(Shared(tb).Client(tb), PassThrough{})
 	}},
 	{"disable-cache", func(tb testing.TB) rueidis.Client {
 		return Shared(tb).Client(tb, func(o *rueidis.ClientOption) { o.DisableCache = true })
@@ -56,33 +56,41 @@ func Prefix(tb testing.TB) string {
 	return fmt.Sprintf("%04x-%08x-%x", uint16(h.Sum32()), prefixRun, prefixSeq.Add(1))
 }
 
-// passThrough is a hook that changes nothing. What matters is that the client is no longer of a type that rueidis knows.
-type passThrough struct{}
+// PassThrough is a hook that changes nothing, for hooks that change one thing. A client with it is no longer of a type that rueidis
+// knows.
+type PassThrough struct{}
 
-func (passThrough) Do(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+// Do is for rueidishook.
+func (PassThrough) Do(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	return c.Do(ctx, cmd)
 }
 
-func (passThrough) DoMulti(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+// DoMulti is for rueidishook.
+func (PassThrough) DoMulti(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
 	return c.DoMulti(ctx, multi...)
 }
 
-func (passThrough) DoCache(c rueidis.Client, ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
+// DoCache is for rueidishook.
+func (PassThrough) DoCache(c rueidis.Client, ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
 	return c.DoCache(ctx, cmd, ttl)
 }
 
-func (passThrough) DoMultiCache(c rueidis.Client, ctx context.Context, multi ...rueidis.CacheableTTL) []rueidis.RedisResult {
+// DoMultiCache is for rueidishook.
+func (PassThrough) DoMultiCache(c rueidis.Client, ctx context.Context, multi ...rueidis.CacheableTTL) []rueidis.RedisResult {
 	return c.DoMultiCache(ctx, multi...)
 }
 
-func (passThrough) Receive(c rueidis.Client, ctx context.Context, sub rueidis.Completed, fn func(rueidis.PubSubMessage)) error {
+// Receive is for rueidishook.
+func (PassThrough) Receive(c rueidis.Client, ctx context.Context, sub rueidis.Completed, fn func(rueidis.PubSubMessage)) error {
 	return c.Receive(ctx, sub, fn)
 }
 
-func (passThrough) DoStream(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResultStream {
+// DoStream is for rueidishook.
+func (PassThrough) DoStream(c rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResultStream {
 	return c.DoStream(ctx, cmd)
 }
 
-func (passThrough) DoMultiStream(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) rueidis.MultiRedisResultStream {
+// DoMultiStream is for rueidishook.
+func (PassThrough) DoMultiStream(c rueidis.Client, ctx context.Context, multi ...rueidis.Completed) rueidis.MultiRedisResultStream {
 	return c.DoMultiStream(ctx, multi...)
 }
