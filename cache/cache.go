@@ -13,6 +13,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/redispatterns/redispatterns/internal/deadline"
+	"github.com/redispatterns/redispatterns/internal/gather"
 	"github.com/redispatterns/redispatterns/internal/key"
 )
 
@@ -95,7 +96,7 @@ type Options[K comparable, V any] struct {
 
 	// OpTimeout bounds each Redis round trip, what a read waits for others included; the caller's own deadline does
 	// too. A Fetch makes one on a hit and three on a miss, and none after one that failed, so that a Redis that hangs
-	// or is down delays it by one OpTimeout; a few such calls later Redis is not asked any more until it answers again.
+	// or is down delays it by 9/8 of OpTimeout; a few such calls later Redis is not asked any more until it answers again.
 	// A round trip gets 7/8 of OpTimeout to all of it. Fetch and Get, of a single server and without ClientTTL, notice
 	// a cancellation at once; else one that is not a deadline may be noticed only when the round trip ends. Set the
 	// client's Dialer.Timeout, 5s by default, no longer than this: while another user of the client opens a connection,
@@ -144,7 +145,7 @@ type Cache[K comparable, V any] struct {
 	keys    keyspace
 	// remembered has the stamps that reads go by, one per range of slots.
 	remembered []atomic.Pointer[rememberedStamp]
-	gather     gather
+	trips      *gather.Trips[gatheredRead] // nil if each reads by itself
 }
 
 // shared is what all segments of a cache have in common.
@@ -303,6 +304,7 @@ func (s *shared[K, V]) view(segment string) *Cache[K, V] {
 		shared: s, segment: segment, keys: newKeyspace(s.prefix, s.opts.Version, segment),
 		remembered: make([]atomic.Pointer[rememberedStamp], len(s.stampTags)),
 	}
+	c.trips = c.newTrips()
 	s.views[segment] = c
 	return c
 }

@@ -24,7 +24,7 @@
 //
 // # When Redis fails
 //
-// Down, hung, or out of reach: Fetch returns what load returns, delayed by one OpTimeout at most, and after a few such
+// Down, hung, or out of reach: Fetch returns what load returns, delayed by 9/8 of OpTimeout at most, and after a few such
 // calls without asking Redis at all, at the cost of microseconds. Loads are then shared within the process only, also
 // with callers that come while they run, and not stored: when Redis is back, which is noticed within a tenth of a
 // second of use, it is not flooded with writes. Get and, with Options.FailClosed, Fetch return an error instead.
@@ -34,8 +34,9 @@
 // Slow: a hit makes one round trip and a miss three, each as long as OpTimeout at most.
 //
 // Busy: while four reads of a segment by Fetch and Get are under way, those that come gather for the next round trip,
-// one MGET for up to 128 of them. A wrapped client sees such a command with the context values of the first. Not with
-// ClientTTL, and not in a cluster, where one command is for one slot.
+// one MGET for up to 128 of them, but for an eighth of OpTimeout at most, and then go alone. A wrapped client sees such
+// a command with the context values of the first. Not with ClientTTL, and not in a cluster, where one command is for one
+// slot.
 //
 // Full, or read-only: hits are served, misses are loaded and not stored. Delete and Invalidate work on a full Redis.
 //

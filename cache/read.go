@@ -93,11 +93,7 @@ func (s *shared[K, V]) part(entry string) int {
 // look reads the entry of w.
 func (c *Cache[K, V]) look(ctx context.Context, w *want[K, V]) {
 	began := c.beginLookup()
-	if c.cluster || c.opts.ClientTTL > 0 {
-		c.readOne(ctx, &w.read)
-	} else {
-		c.readTogether(ctx, &w.read)
-	}
+	c.readSoon(ctx, &w.read)
 	c.interpret(ctx, w)
 	if c.opts.Hooks.Lookup != nil {
 		c.endLookup(ctx, began, []want[K, V]{*w})

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"github.com/redis/rueidis"
+
+	"github.com/redispatterns/redispatterns/internal/gather"
 )
 
 // Status says what was found of a row.
@@ -47,7 +49,13 @@ type Projection[K comparable, T any] struct {
 	v      *view
 	plan   plan
 	pinned *string
-	gather *gather[K, T] // nil if each Get goes by itself
+	trips  *gather.Trips[gathered[K, T]] // nil if each Get goes by itself
+}
+
+func newProjection[K comparable, T any](v *view, plan plan, pinned *string) *Projection[K, T] {
+	p := &Projection[K, T]{v: v, plan: plan, pinned: pinned}
+	p.trips = p.newTrips()
+	return p
 }
 
 // Select returns a projection that reads the named features alone, however often. Other fields of its rows are zero. With codec
@@ -63,12 +71,12 @@ func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	}
 	slices.Sort(features)
 	features = slices.Compact(features)
-	return &Projection[K, T]{p.v, p.v.plan(features), p.pinned, newGather[K, T](p.v)}, nil
+	return newProjection[K, T](p.v, p.v.plan(features), p.pinned), nil
 }
 
 // Pin returns a projection that reads one version, whichever is live: "" is rows outside versions.
 func (p *Projection[K, T]) Pin(version string) *Projection[K, T] {
-	return &Projection[K, T]{p.v, p.plan, &version, newGather[K, T](p.v)}
+	return newProjection[K, T](p.v, p.plan, &version)
 }
 
 // Get reads one row. The error is the row's Err, or why Redis could not be asked; a row that is missing is no error. It takes one

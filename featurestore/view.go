@@ -201,7 +201,7 @@ func NewView[K comparable, T any](client rueidis.Client, name string, opts Optio
 	if err != nil {
 		return nil, fmt.Errorf("featurestore: %w", err)
 	}
-	return &View[K, T]{Projection[K, T]{v: v, plan: v.plan(v.everyone), gather: newGather[K, T](v)}}, nil
+	return &View[K, T]{*newProjection[K, T](v, v.plan(v.everyone), nil)}, nil
 }
 
 func newView(client rueidis.Client, name string, opts Options, keyType, rowType reflect.Type) (*view, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/redis/rueidis"
 
 	"github.com/redispatterns/redispatterns/internal/deadline"
+	"github.com/redispatterns/redispatterns/internal/gather"
 	"github.com/redispatterns/redispatterns/internal/key"
 )
 
@@ -96,9 +97,8 @@ type Locker struct {
 	id        string
 	cluster   bool
 	deadlines *deadline.Shared
-	patience  *deadline.Shared
 	args      arguments
-	gather    gather
+	trips     *gather.Trips[request]
 
 	stop    context.Context // ends when Close gives up waiting
 	stopNow context.CancelFunc
@@ -136,7 +136,6 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 		id:        rand.Text(),
 		cluster:   client.Mode() == rueidis.ClientModeCluster,
 		deadlines: deadline.New(opTimeout(opts.TTL)),
-		patience:  deadline.New(opTimeout(opts.TTL) / 8),
 		args: arguments{
 			ttl:    millis(opts.TTL),
 			waiter: millis(max(opts.TTL, minAlive)) + " " + millis(min(opts.TTL, claimWindow)),
@@ -144,6 +143,7 @@ func New(client rueidis.Client, opts Options) (*Locker, error) {
 		names: make(map[string]*entry),
 		idle:  make(chan struct{}),
 	}
+	l.trips = l.newTrips()
 	l.stop, l.stopNow = context.WithCancel(context.Background())
 	return l, nil
 }

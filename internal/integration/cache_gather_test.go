@@ -153,7 +153,7 @@ func TestCache_ManyMoreReadersThanARoundTripHolds(t *testing.T) {
 	all.Wait()
 }
 
-// Who comes late to a round trip has all of OpTimeout, not what is left of the time of the first.
+// Who finds four slow round trips under way has all of OpTimeout for its own, whether it comes early or late.
 func TestCache_ALateReaderHasItsOwnTime(t *testing.T) {
 	t.Parallel()
 	const opTimeout = 4 * time.Second
@@ -176,11 +176,9 @@ func TestCache_ALateReaderHasItsOwnTime(t *testing.T) {
 		go func() { early <- get() }()
 	}
 	time.AfterFunc(opTimeout*5/10, func() { late <- get() })
-	for range 4 { // under way at once
+	for range cap(early) { // four are under way at once, and the fifth, for which it is soon too late to wait, alone
 		require.NoError(t, <-early)
 	}
-	// The fifth goes with the late one: its answer comes after its time, but not after the other's.
-	require.ErrorIs(t, <-early, context.DeadlineExceeded)
 	require.NoError(t, <-late)
 }
 
