@@ -36,6 +36,6 @@ end
 if mode ~= '' then
 	local alive, window = string.match(ARGV[5], '(%d+) (%d+)')
 	enqueue(token, now, alive, window, meta)
-	if mode == 'hello' then tell(token, 'hello %s ') end
+	if mode == 'hello' then tell(token, 'hello', '') end
 end
 return {0, now, redis.call('PTTL', LOCK), owner, rest}

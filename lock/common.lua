@@ -10,7 +10,6 @@
 --
 -- Invariant: the lock has one token at a time, and each grant's fence is above all that were in use before.
 local LOCK, QUEUE, WAITERS = KEYS[1], KEYS[2], KEYS[3]
-local INBOXES = string.match(LOCK, '^[^{]*') .. 'inbox:' -- and a locker
 
 local function micros()
 	local t = redis.call('TIME')
@@ -29,17 +28,17 @@ end
 
 -- tell sends a message to the inbox of token's locker, and returns how many connections of this server got it. Whoever has
 -- no right to publish makes waiters poll, and no more.
-local function tell(token, message)
-	local locker, number = string.match(token, '^([^.]*)%.(.*)$')
-	local n = redis.pcall('PUBLISH', INBOXES .. locker, string.format(message, number) .. LOCK)
+local function tell(token, kind, words)
+	local dot = string.find(token, '.', 1, true)
+	local inbox = string.match(LOCK, '^[^{]*') .. 'inbox:' .. string.sub(token, 1, dot - 1)
+	local n = redis.pcall('PUBLISH', inbox, kind .. ' ' .. string.sub(token, dot + 1) .. ' ' .. words .. LOCK)
 	return type(n) == 'number' and n or 0
 end
 
 -- grant gives the lock to the first of the queue that is alive, and tells it and the one after it, who will see whether it
 -- claims the grant. It returns the token, or nil if nobody waits; if that is me, the lock is still to be set.
 local function grant(last, me)
-	local now
-	local token = redis.call('LPOP', QUEUE)
+	local token, now = redis.call('LPOP', QUEUE)
 	while token do
 		local waiter = redis.call('HGET', WAITERS, token)
 		if waiter then
@@ -48,12 +47,13 @@ local function grant(last, me)
 			now = now or micros()
 			local alive, window, meta = string.match(waiter, '^(%d+)|(%d+)|(.*)$')
 			if tonumber(alive) > now then
-				local fence = digits(math.max(now, last + 1))
+				local clock = digits(now)
+				local fence = now > last and clock or digits(last + 1)
 				local set = redis.pcall('SET', LOCK, token .. '|' .. fence .. '|' .. meta, 'PX', window)
 				if set.err then return nil end -- out of memory: it asks again
 				local waiting = redis.call('LRANGE', QUEUE, 0, 2)
-				tell(token, 'grant %s ' .. fence .. ' ' .. digits(now) .. ' ' .. window .. ' ' .. #waiting .. ' ')
-				for _, other in ipairs(waiting) do tell(other, 'next %s ' .. window .. ' ') end
+				tell(token, 'grant', fence .. ' ' .. clock .. ' ' .. window .. ' ' .. #waiting .. ' ')
+				for _, other in ipairs(waiting) do tell(other, 'next', window .. ' ') end
 				return token
 			end
 		end

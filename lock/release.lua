@@ -6,22 +6,20 @@
 --         {1, fence, now µs, whether others wait} if that has the lock, or {0, now µs, ms left, holder's token, holder's meta}
 local token, following = ARGV[1], ARGV[3]
 local value = redis.call('GET', KEYS[1])
-if not following and value and redis.call('EXISTS', KEYS[2]) == 0 then
-	local fence = string.match(value, '^|(%d+)', #token + 1)
-	if fence and string.sub(value, 1, #token) == token then
-		if tonumber(ARGV[2]) > tonumber(fence) then fence = ARGV[2] end
-		-- Where memory is full only the key goes.
-		if redis.pcall('SET', KEYS[1], '|' .. fence .. '|' .. token, 'PX', 5000).err then redis.call('DEL', KEYS[1]) end
-		return 1
-	end
+local fence = value and string.sub(value, 1, #token) == token and string.match(value, '^|(%d+)', #token + 1)
+if fence and tonumber(ARGV[2]) > tonumber(fence) then fence = ARGV[2] end
+if fence and not following and redis.call('EXISTS', KEYS[2]) == 0 then
+	-- Where memory is full only the key goes.
+	if redis.pcall('SET', KEYS[1], '|' .. fence .. '|' .. token, 'PX', 5000).err then redis.call('DEL', KEYS[1]) end
+	return 1
 end
 --common
-local owner, last, rest = read(value)
-if owner ~= token then
+if not fence then
+	local owner, _, rest = read(value)
 	if leave(token) then return 2 end
 	return owner == '' and rest == token and 1 or 0
 end
-last = math.max(last, tonumber(ARGV[2]))
+local last = tonumber(fence)
 if not following then
 	if not grant(last) then free(last, token) end
 	return 1
