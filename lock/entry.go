@@ -44,6 +44,7 @@ type entry struct {
 	lastFence int64 // that may be used: the server's clock when it last said that the lease is ours
 	others    bool  // whether other processes were waiting then
 	renewing  bool
+	extended  bool          // for longer than a TTL, or about to be
 	retry     time.Duration // when to renew after a failure
 }
 
@@ -263,7 +264,7 @@ func (l *Locker) hold(e *entry, a answer) bool {
 func (l *Locker) begin(e *entry, sent, until time.Duration, fence int64, others bool) {
 	e.state, e.since, e.until = held, sinceEpoch(), until
 	e.sent, e.nextFence, e.lastFence, e.others = sent, fence, fence, others
-	e.failing, e.failed, e.late, e.early, e.retry, e.renewing = 0, 0, 0, nil, 0, false
+	e.failing, e.failed, e.late, e.early, e.retry, e.renewing, e.extended = 0, 0, 0, nil, 0, false, false
 	l.inbox.waits(e, false)
 }
 
@@ -342,7 +343,7 @@ func (l *Locker) unlock(ctx context.Context, t *tenure) error {
 		l.mu.Unlock()
 		defer l.done()
 		return l.tellReleased(ctx, e, token, used, false)
-	case e.others && now-e.since >= stint || e.until-now > l.opts.TTL: // an extended lease is not for the next
+	case e.others && now-e.since >= stint || e.extended: // which is not for the next
 		l.released(e)
 		e.token = l.newToken()
 		l.running++

@@ -161,6 +161,7 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 		left := t.since + l.opts.MaxHold - sinceEpoch()
 		ttl = max(min(ttl, left+guard(left)), minTTL).Truncate(time.Millisecond) + time.Millisecond
 	}
+	t.e.extended = t.e.extended || ttl > l.opts.TTL
 	l.running++
 	r := renewal{e: t.e, token: t.e.token, ttl: ttl}
 	l.mu.Unlock()

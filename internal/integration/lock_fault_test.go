@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"strconv"
@@ -413,6 +414,33 @@ func TestLock_FencesRiseWhateverIsLost(t *testing.T) {
 		last := pass()
 		require.NoError(t, last.Unlock(t.Context()))
 	}
+}
+
+// A failover that loses an acquisition gives the lock to another, under a higher fence; the one who lost it learns of it when
+// it renews, and until then fences tell them apart.
+func TestLock_AFailoverThatLosesTheLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	servers := redistest.StartSentinel(t)
+	client := servers.Client(t)
+	opts := lock.Options{TTL: 20 * time.Second}
+	a, b := newLocker(t, client, opts), newLocker(t, servers.Client(t), opts)
+	kept := acquire(t, a, "kept")
+	servers.CutReplicaOff(t)
+	lk := acquire(t, a, "name")
+	servers.KillPrimary(t)
+	next := acquire(t, b, "name")
+	require.Greater(t, next.Fence(), lk.Fence())
+	require.NoError(t, lock.SetFenced(ctx, client, "resource", next.Fence(), "b"))
+	if lk.Err() == nil { // as long as it has not tried to renew it
+		require.ErrorIs(t, lock.SetFenced(ctx, client, "resource", lk.Fence(), "a"), lock.ErrStale)
+	}
+	require.Eventually(t, func() bool { return errors.Is(lk.Err(), lock.ErrLost) }, opts.TTL, 10*time.Millisecond)
+	require.NoError(t, next.Err())
+	require.NoError(t, kept.Err(), "it was replicated")
+	require.ErrorIs(t, lk.Unlock(ctx), lock.ErrLost)
+	require.NoError(t, next.Unlock(ctx))
+	require.NoError(t, kept.Unlock(ctx))
 }
 
 func TestLock_SurvivesFailover(t *testing.T) {

@@ -210,6 +210,34 @@ func TestLock_AQueueThatIsDeletedIsMadeAnew(t *testing.T) {
 	require.NoError(t, got.Unlock(t.Context()))
 }
 
+// What an Extend asked for is not for who gets the lock next in the process, even if Redis has yet to be asked.
+func TestLock_AnExtensionIsForOneHolder(t *testing.T) {
+	t.Parallel()
+	const ttl = 5 * time.Second
+	server := redistest.Shared(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	locker := newLocker(t, server.Client(t, proxy.Through), lock.Options{Prefix: redistest.Prefix(t), TTL: ttl})
+	proxy.Latency(t, 200*time.Millisecond)
+	for _, wait := range []time.Duration{0, time.Second} { // until Unlock
+		lk := acquire(t, locker, "n")
+		next := lockInBackground(t, locker, "n")
+		require.NoError(t, after(t.Context(), 50*time.Millisecond)) // until it waits
+		extended := make(chan error, 1)
+		go func() { extended <- lk.Extend(t.Context(), time.Minute) }()
+		require.NoError(t, after(t.Context(), 50*time.Millisecond+wait)) // until it is on its way, or done
+		require.NoError(t, lk.Unlock(t.Context()))
+		got := <-next
+		require.NoError(t, got.err)
+		require.Less(t, time.Until(got.Deadline()), ttl)
+		<-extended
+		require.Less(t, time.Until(got.Deadline()), ttl)
+		info, err := locker.Inspect(t.Context(), "n")
+		require.NoError(t, err)
+		require.LessOrEqual(t, info.TTL, ttl)
+		require.NoError(t, got.Unlock(t.Context()))
+	}
+}
+
 func TestLock_HeldErrorTellsWhoIsNext(t *testing.T) {
 	t.Parallel()
 	server, prefix := redistest.Shared(t), redistest.Prefix(t)

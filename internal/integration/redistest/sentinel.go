@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -111,6 +112,33 @@ func (s *Sentinel) Client(tb testing.TB, opts ...func(*rueidis.ClientOption)) ru
 func (s *Sentinel) KillPrimary(tb testing.TB) {
 	tb.Helper()
 	s.change(tb, func(ctx context.Context, primary *node) error { return s.host.signal(ctx, primary, "KILL") })
+}
+
+// CutReplicaOff waits until the replica has all that was written, and cuts it off for good: what is written afterwards is lost
+// when KillPrimary follows.
+func (s *Sentinel) CutReplicaOff(tb testing.TB) {
+	tb.Helper()
+	ctx, cancel := startContext()
+	defer cancel()
+	primary, err := s.primary(ctx)
+	if err == nil {
+		err = poll(ctx, func() (bool, error) {
+			info, err := call(ctx, primary.addr(), "INFO", "replication")
+			replica := regexp.MustCompile(`slave0:.*,offset=(\d+)`).FindStringSubmatch(info)
+			return replica != nil && strings.Contains(info, "master_repl_offset:"+replica[1]+"\r\n"), err
+		})
+	}
+	for _, n := range s.servers {
+		if err == nil && n != primary { // who comes with a password that nobody set is refused
+			_, err = call(ctx, n.addr(), "CONFIG", "SET", "masteruser", "nobody", "masterauth", "wrong")
+		}
+	}
+	if err == nil {
+		_, err = call(ctx, primary.addr(), "CLIENT", "KILL", "TYPE", "replica")
+	}
+	if err != nil {
+		tb.Fatalf("redistest: cut the replica off: %v", err)
+	}
 }
 
 // Failover asks the sentinels to make the replica the primary and waits until all of them announce it. The old primary
