@@ -55,6 +55,7 @@ type shard struct {
 type group struct {
 	rows    map[string]*row
 	list    []*row
+	last    *row // that was asked for
 	waves   []*wave
 	settled atomic.Bool // too late to leave: all rows have their outcome
 }
@@ -233,7 +234,11 @@ func (s *shard) rowOf(of **group, entity string) (*group, *row, error) {
 	}
 	g := *of
 	if g != nil {
+		if r := g.last; r != nil && r.entity == entity { // as it is while one is hot
+			return g, r, nil
+		}
 		if r := g.rows[entity]; r != nil {
+			g.last = r
 			return g, r, nil
 		}
 	}
@@ -247,6 +252,7 @@ func (s *shard) rowOf(of **group, entity string) (*group, *row, error) {
 	r := &row{entity: entity, values: make([]Value, len(s.b.columns))}
 	g.rows[entity] = r
 	g.list = append(g.list, r)
+	g.last = r
 	s.rows++
 	return g, r, nil
 }
@@ -341,7 +347,7 @@ func (s *shard) takePosts() []*row {
 		s.posts = nil
 		return taken
 	}
-	g.list = g.list[n:]
+	g.list, g.last = g.list[n:], nil
 	for _, r := range taken {
 		delete(g.rows, r.entity)
 	}

@@ -3,6 +3,7 @@ package buffer
 import (
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -82,6 +83,36 @@ func TestShard_WhatRedisMustKnow(t *testing.T) {
 	require.Equal(t, "7", s.known())
 	s.confirmedAt = s.confirmedAt.Add(-writerTTL * 9 / 10)
 	require.Equal(t, "0", s.known())
+}
+
+// What a round trip has taken is not changed by what is posted afterwards.
+func TestShard_TakenPostsAreNotPostedTo(t *testing.T) {
+	t.Parallel()
+	s := shard{b: &Buffer{columns: []Column{{Name: "views", Op: Sum}}, opts: Options{MaxLocal: 1 << 20}}}
+	s.b.shards = []*shard{&s}
+	post := func(entity string) {
+		_, r, err := s.rowOf(&s.posts, entity)
+		require.NoError(t, err)
+		r.merge(s.b.columns, []Delta{Int("views", 1)})
+	}
+	const entities = maxTripFields + 10
+	for i := range entities {
+		post(strconv.Itoa(i))
+	}
+	for _, entity := range []string{"0", "0", strconv.Itoa(entities - 1), "0"} {
+		post(entity)
+	}
+	taken := s.takePosts()
+	require.Less(t, len(taken), entities)
+	post("0")
+	require.Equal(t, int64(4), taken[0].values[0].Int)
+	rest := s.takePosts()
+	require.Len(t, rest, entities-len(taken)+1)
+	require.Equal(t, "0", rest[len(rest)-1].entity)
+	require.Equal(t, int64(1), rest[len(rest)-1].values[0].Int)
+	require.Equal(t, int64(2), rest[len(rest)-2].values[0].Int)
+	post("0")
+	require.Equal(t, int64(1), rest[len(rest)-1].values[0].Int)
 }
 
 // A group that waits for a Redis that hangs forgets the Adds that have left, and their timers have ended them.
