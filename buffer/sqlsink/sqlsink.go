@@ -139,7 +139,7 @@ func Postgres(db *sql.DB, table Table) (*Sink, error) { return newSink(db, Diale
 // more; with Table.UpdateOnly it is one statement per row.
 func MySQL(db *sql.DB, table Table) (*Sink, error) { return newSink(db, DialectMySQL, table) }
 
-// SQLite returns a sink for a table of SQLite. A batch is statements of up to 500 values or, with Table.UpdateOnly, one per
+// SQLite returns a sink for a table of SQLite. A batch is statements of up to 100 values or, with Table.UpdateOnly, one per
 // row: SQLite is in the process, so that statements are no round trips.
 func SQLite(db *sql.DB, table Table) (*Sink, error) { return newSink(db, DialectSQLite, table) }
 
