@@ -26,7 +26,8 @@ type engine struct {
 	begin    time.Time
 	inflight atomic.Int64
 	full     atomic.Bool   // maxInflight was reached
-	inTime   atomic.Int64  // requests that were done before the schedule's end
+	begun    atomic.Int64  // requests that count
+	inTime   atomic.Int64  // of these, those that were answered before the schedule's end
 	end      time.Duration // when run ended, at most the schedule's length
 }
 
@@ -106,8 +107,8 @@ func (e *engine) runOpen(ctx context.Context) {
 					case <-ctx.Done():
 					}
 				}
-				if ctx.Err() != nil {
-					return
+				if ctx.Err() != nil || time.Since(e.begin) > e.schedule.duration()+maxLag {
+					return // it is saturated, and that may take for ever
 				}
 				select {
 				case slots <- struct{}{}:
@@ -196,7 +197,9 @@ func (e *engine) request(shard, row int, due time.Time) {
 	if !counts {
 		return
 	}
-	if done.Sub(e.begin) <= e.schedule.duration() {
+	e.begun.Add(1)
+	// No answer within the timeout is none in time, however short the timeout is.
+	if done.Sub(e.begin) <= e.schedule.duration() && (o.err == nil || classify(o.err) != classTimeout) {
 		e.inTime.Add(1)
 	}
 	e.rec.shards[shard].record(row, o, done.Sub(due), done.Sub(sent), sent.Sub(due))
@@ -211,15 +214,19 @@ func (e *engine) saturated() string {
 	if e.closed {
 		return ""
 	}
-	behind := e.planned() - float64(e.inTime.Load())
+	due := e.planned()
+	if e.poisson { // that is how many are to be expected
+		due = float64(e.begun.Load())
+	}
+	unanswered := due - float64(e.inTime.Load())
 	level := e.schedule.level(e.end - 1)
 	switch {
 	case e.full.Load():
 		return "as many requests were under way as may be"
 	case e.rec.maxLag > maxLag:
 		return "requests began up to " + e.rec.maxLag.Round(time.Millisecond).String() + " late"
-	case !e.poisson && behind > 10 && behind > level*min(maxLag, e.measured()/4).Seconds():
-		return fmt.Sprintf("at the end %.0f answers were missing", behind)
+	case unanswered > 10 && unanswered > level*min(maxLag, e.measured()/4).Seconds():
+		return fmt.Sprintf("%.0f of %.0f requests had no answer in time", unanswered, due)
 	}
 	return ""
 }

@@ -229,6 +229,19 @@ func TestEngine_EndsAlthoughNothingIsAnswered(t *testing.T) {
 	})
 }
 
+// A timeout is no answer, however quickly it comes.
+func TestEngine_IsSaturatedWhenRequestsTimeOut(t *testing.T) {
+	t.Parallel()
+	for _, poisson := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &server{perSecond: 100}
+			e, c := runEngine(t, s, steady(1000, 20*time.Second), func(e *engine) { e.timeout, e.poisson = 300*time.Millisecond, poisson })
+			require.Contains(t, e.saturated(), "had no answer in time")
+			require.InDelta(t, c.requests-c.errors[classTimeout], e.inTime.Load(), 50)
+		})
+	}
+}
+
 func TestEngine_PicksByWeight(t *testing.T) {
 	t.Parallel()
 	e := newEngine([]operation{{weight: 1}, {weight: 3}, {weight: 0}}, nil)

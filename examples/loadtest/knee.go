@@ -99,10 +99,7 @@ func (s *session) findKnee(ctx context.Context) error {
 			case v == nil:
 				step.Why = c.metric + " is unknown"
 			case !c.holds(*v) && step.Why == "":
-				step.Why = fmt.Sprintf("%s is %.4g", c.metric, *v)
-				if metrics[c.metric] == duration {
-					step.Why = fmt.Sprintf("%s is %s ms", c.metric, milliseconds(*v))
-				}
+				step.Why = c.metric + " is " + metrics[c.metric].text(*v)
 			}
 		}
 		step.Held = step.Why == ""

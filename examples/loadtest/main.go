@@ -52,7 +52,14 @@ func main() {
 	os.Exit(code)
 }
 
-const usageText = "usage: loadtest [run | preload | size | merge | html | clean] [options]; loadtest run -h lists them"
+const usageText = `usage: loadtest [command] [options]; loadtest command -h lists the options
+
+  run      loads the dataset, makes the load, reports, removes its keys; this is what happens without a command
+  preload  loads the dataset and keeps it: run --no-preload --prefix lt:name: uses it
+  size     result.json --keys 10M --rate 50k: which Redis so much needs
+  merge    a.json b.json -o all.json: one report of several generators that ran at the same time
+  html     result.json -o report.html: the report as a page
+  clean    --prefix lt:name: removes the keys of a run that was killed, or kept them`
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) (code int, err error) {
 	command, demo := "run", len(args) == 0
@@ -60,6 +67,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (code int, e
 		command, args = args[0], args[1:]
 	}
 	switch command {
+	case "help":
+		_, err = fmt.Fprintln(out, usageText)
 	case "run":
 		code, err = runLoad(ctx, args, demo, out, errOut)
 	case "preload":
@@ -73,7 +82,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) (code int, e
 	case "clean":
 		err = runClean(ctx, args, out, errOut)
 	default:
-		err = usage("%s", usageText)
+		err = usage("there is no command %q\n%s", command, usageText)
 	}
 	var wrong usageError
 	switch {
@@ -303,7 +312,7 @@ func runHTML(args []string, errOut io.Writer) error {
 }
 
 func runClean(ctx context.Context, args []string, out, errOut io.Writer) error {
-	c, err := parseRun("preload", args, errOut)
+	c, err := parseRun("clean", args, errOut)
 	if err != nil {
 		return err
 	}

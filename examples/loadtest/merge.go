@@ -13,7 +13,7 @@ import (
 // from the first.
 func merge(reports []*report) (*report, error) {
 	if len(reports) < 2 {
-		return nil, errors.New("merge at least two reports")
+		return nil, usage("merge at least two reports")
 	}
 	all := *reports[0]
 	all.Merged, all.Gates, all.Overheads, all.Knee, all.Warnings = len(reports), nil, nil, nil, nil
@@ -28,6 +28,10 @@ func merge(reports []*report) (*report, error) {
 		if r.Target.Mode != all.Target.Mode || r.Load.Loop != all.Load.Loop {
 			return nil, errors.New("the reports are of different kinds of server or load")
 		}
+		if slices.ContainsFunc(reports[:i], func(o *report) bool { return o.Started.Equal(r.Started) }) {
+			return nil, usage("report %d is of the same run as one before it: its requests would count twice", i+1)
+		}
+		all.Interrupted = all.Interrupted || r.Interrupted
 		if gap := r.Started.Sub(all.Started).Abs(); gap > 5*time.Second {
 			all.Warnings = append(all.Warnings, fmt.Sprintf("report %d began %v apart from the first: rates add up only while both ran", i+1, gap.Round(time.Second)))
 		}

@@ -182,6 +182,17 @@ const (
 	duration
 )
 
+// text writes a figure of a unit.
+func (u unit) text(v float64) string {
+	switch u {
+	case duration:
+		return msText(v)
+	case percent:
+		return strconv.FormatFloat(v, 'g', 4, 64) + "%"
+	}
+	return count(v)
+}
+
 // metrics are what conditions can be about.
 var metrics = map[string]unit{
 	"min": duration, "avg": duration, "p50": duration, "p90": duration, "p95": duration, "p99": duration, "p99.9": duration,
@@ -225,7 +236,7 @@ func parseConditions(s string) ([]condition, error) {
 			c.bound, err = parseCount(m[3])
 		}
 		if err != nil {
-			return nil, fmt.Errorf("condition %q: what is %q?", part, m[3])
+			return nil, fmt.Errorf("condition %q: %q is not %s", part, m[3], []string{"a number", "a percentage", "a time such as 5ms"}[u])
 		}
 		all = append(all, c)
 	}

@@ -49,6 +49,9 @@ func (p progress) String() string {
 		count(float64(p.done)), count(float64(p.keys)), 100*float64(p.done)/float64(max(p.keys, 1)), count(perSecond), eta, used)
 }
 
+// leastKeys is how many keys a sizing takes: fewer are lost in the noise.
+const leastKeys = 1000
+
 // preload writes the dataset and reads what memory it takes. tell is called about once a second, from one goroutine.
 func preload(ctx context.Context, t *target, w *workload, d *dataset, batch int, perSecond float64, tell func(progress)) (*preloaded, error) {
 	begin := time.Now()
@@ -82,22 +85,24 @@ func preload(ctx context.Context, t *target, w *workload, d *dataset, batch int,
 	p.Seconds = time.Since(begin).Seconds()
 	show(true)
 	p.After = t.settled(ctx)
-	// Tables double at different times on different nodes, and a dataset of a few thousand keys is lost in the noise.
-	if m, err := fit(p.Checkpoints, w.copies); err == nil && d.keys >= 1000 {
+	if m, err := fit(p.Checkpoints, w.copies); err == nil && d.keys >= leastKeys {
 		p.Model = &m
 	}
 	p.MemoryUsage = memoryUsage(ctx, t, d)
 	return p, nil
 }
 
-// checkpointOf makes a checkpoint, without what the old tables take while keys are moved to larger ones, if the servers
-// tell it.
+// checkpointOf makes a checkpoint, without what replication buffers take, and what the old tables take while keys are moved to
+// larger ones, if the servers tell it.
 func checkpointOf(numbers int, all infos) (checkpoint, bool) {
 	used := all.sum("used_memory")
 	if used == nil {
 		return checkpoint{}, false
 	}
 	c := checkpoint{Numbers: numbers, Used: *used}
+	for _, name := range []string{"mem_total_replication_buffers", "mem_aof_buffer"} { // which grow up to a bound as keys are written
+		c.Used -= deref(all.sum(name))
+	}
 	if moving := all.sum("mem_overhead_db_hashtable_rehashing"); moving != nil {
 		c.Used -= *moving
 		c.Calm = true
@@ -126,8 +131,10 @@ func (t *target) settled(ctx context.Context) figure {
 	}
 }
 
-// preloaders is how many pipelines are under way while loading.
-const preloaders = 4
+const (
+	preloaders  = 4                // pipelines that are under way while loading
+	fillTimeout = 30 * time.Second // of one of them
+)
 
 func fillPart(ctx context.Context, w *workload, from, to, batch int, perSecond float64, begin time.Time, done *atomic.Int64, show func()) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -145,8 +152,15 @@ func fillPart(ctx context.Context, w *workload, from, to, batch int, perSecond f
 				if perSecond > 0 {
 					wait(ctx, time.Until(begin.Add(time.Duration(float64(a)/perSecond*float64(time.Second)))))
 				}
+				if ctx.Err() != nil {
+					return
+				}
+				// Not with ctx: what was begun is finished also after a Ctrl-C, or it would be written after the keys were removed.
 				b := min(a+batch, to)
-				if err := w.fill(ctx, a, b); err != nil {
+				filling, stop := context.WithTimeout(context.WithoutCancel(ctx), fillTimeout)
+				err := w.fill(filling, a, b)
+				stop()
+				if err != nil {
 					cancel(err)
 					return
 				}
@@ -187,12 +201,13 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// memoryUsage returns the mean of MEMORY USAGE of some keys, each weighted as often as its class is there.
+// memoryUsage returns the mean of MEMORY USAGE of some keys, of all classes in proportion.
 func memoryUsage(ctx context.Context, t *target, d *dataset) figure {
-	const samples = 100
+	samples := min(100, d.keys)
+	first := rand.IntN(d.keys - samples + 1) // one after the other, as classes take turns
 	sum, n := 0.0, 0
-	for range min(samples, d.keys) {
-		v, err := t.info.Do(ctx, t.info.B().MemoryUsage().Key(d.key(rand.IntN(d.keys))).Build()).AsInt64()
+	for i := range samples {
+		v, err := t.info.Do(ctx, t.info.B().MemoryUsage().Key(d.key(first+i)).Build()).AsInt64()
 		if err != nil {
 			continue
 		}

@@ -46,6 +46,8 @@ type report struct {
 	Gates       []gate     `json:"gates,omitempty"`
 	Warnings    []string   `json:"warnings"`
 	Merged      int        `json:"merged,omitempty"` // how many reports this one is made of
+
+	latest *point // while it runs: of the last second, also of the warm-up
 }
 
 type targetInfo struct {
@@ -239,13 +241,14 @@ func (r *report) judge(conditions []condition) (failed bool) {
 }
 
 func (g gate) String() string {
-	switch {
-	case g.Value == nil:
-		return "FAILED  " + g.Condition + ": unknown"
-	case g.Failed:
-		return "FAILED  " + g.Condition + ": it is " + strconv.FormatFloat(*g.Value, 'f', 3, 64)
+	verdict, is := "passed  ", "unknown"
+	if g.Failed {
+		verdict = "FAILED  "
 	}
-	return "passed  " + g.Condition + ": it is " + strconv.FormatFloat(*g.Value, 'f', 3, 64)
+	if m := conditionForm.FindStringSubmatch(g.Condition); g.Value != nil && m != nil {
+		is = "it is " + metrics[m[1]].text(*g.Value)
+	}
+	return verdict + g.Condition + ": " + is
 }
 
 func (r *report) writeJSON(w io.Writer) error {
@@ -269,7 +272,7 @@ func readReport(file string) (*report, error) {
 	return r, nil
 }
 
-// writeFile writes a file as a whole or not at all.
+// writeFile writes a file as a whole or not at all; without write, it only tries whether it could.
 func writeFile(name string, write func(io.Writer) error) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(name), ".loadtest-*")
 	if err != nil {
@@ -280,6 +283,9 @@ func writeFile(name string, write func(io.Writer) error) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
+	if write == nil {
+		return errors.Join(f.Close(), os.Remove(f.Name()))
+	}
 	if err := write(f); err != nil {
 		return errors.Join(err, f.Close())
 	}

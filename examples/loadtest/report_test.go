@@ -79,6 +79,7 @@ func TestMerge_SamePercentilesAsOfAllRequestsTogether(t *testing.T) {
 	whole := example(t, all)
 	a, b, c := example(t, all[:1000]), example(t, all[1000:4000]), example(t, all[4000:])
 	b.Rows[0].Errors["READONLY"] = 5
+	b.Started, c.Started, c.Interrupted = a.Started.Add(10*time.Millisecond), a.Started.Add(20*time.Millisecond), true
 	merged, err := merge([]*report{throughJSON(t, a), throughJSON(t, b), throughJSON(t, c)})
 	require.NoError(t, err)
 	merged.Rows[0].Response.Mean, merged.Rows[0].Service.Mean = whole.Rows[0].Response.Mean, whole.Rows[0].Service.Mean // but for rounding
@@ -90,9 +91,14 @@ func TestMerge_SamePercentilesAsOfAllRequestsTogether(t *testing.T) {
 	require.InDelta(t, 300, merged.Load.Achieved, 1e-9)
 	require.InDelta(t, 300, merged.Series[0].RPS, 1e-9)
 	require.Len(t, merged.Series, 10)
-	again, err := merge([]*report{merged, throughJSON(t, a)})
+	require.True(t, merged.Interrupted)
+	more := example(t, all[:1000])
+	more.Started = a.Started.Add(30 * time.Millisecond)
+	again, err := merge([]*report{merged, throughJSON(t, more)})
 	require.NoError(t, err)
 	require.EqualValues(t, 10_000, again.Total.Requests)
+	_, err = merge([]*report{throughJSON(t, a), throughJSON(t, a)})
+	require.ErrorContains(t, err, "of the same run")
 
 	_, err = merge([]*report{a})
 	require.Error(t, err)
@@ -299,4 +305,48 @@ func TestKnee_IsFound(t *testing.T) {
 	k := &knee{}
 	require.NoError(t, k.find(1000, func(rate float64) (kneeStep, error) { return kneeStep{Rate: rate, Held: true}, nil }))
 	require.False(t, k.Bounded)
+}
+
+func TestGate_HasTheUnitOfItsMetric(t *testing.T) {
+	t.Parallel()
+	r := example(t, durations(1000))
+	conditions, err := parseConditions("p99>1ns,errors>50%,evicted>0,rps<1")
+	require.NoError(t, err)
+	require.True(t, r.judge(conditions))
+	texts := make([]string, len(r.Gates))
+	for i, g := range r.Gates {
+		texts[i] = g.String()
+	}
+	require.Regexp(t, `^FAILED  p99>1ns: it is \d\.\d\d ms$`, texts[0])
+	require.Equal(t, []string{"passed  errors>50%: it is 10%", "FAILED  evicted>0: unknown", "passed  rps<1: it is 100"}, texts[1:])
+}
+
+func TestCount_SmallIsNotNone(t *testing.T) {
+	t.Parallel()
+	for v, text := range map[float64]string{0: "0", 0.5: "0.5", 0.042: "0.042", 1: "1", 1.26: "1.3", 9.6: "10", 123.4: "123", -0.5: "-0.5"} {
+		require.Equal(t, text, count(v))
+	}
+}
+
+// What a run cannot do at its end it says at its begin.
+func TestRun_RefusesWhatItCouldNotEnd(t *testing.T) {
+	t.Setenv("REDIS_URL", "")
+	missing := filepath.Join(t.TempDir(), "missing", "r")
+	for _, args := range [][]string{
+		{"run", "--json", missing},
+		{"run", "--html", missing},
+		{"run", "--csv", missing},
+		{"run", "--pressure", "1s", "--keys", "1k"},
+		{"preload"},
+		{"clean", "--prefix", "lt:x:"},
+		{"clean", "--redis", "redis://127.0.0.1:1"},
+		{"merge"},
+		{"run", "--multiplex", "9"},
+	} {
+		var out bytes.Buffer
+		code, err := run(t.Context(), args, &out, io.Discard)
+		require.Error(t, err, args)
+		require.Equal(t, exitUsage, code, args)
+		require.Empty(t, out.String(), args)
+	}
 }

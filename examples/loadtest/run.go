@@ -59,7 +59,9 @@ func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error)
 	if c.noPreload {
 		s.w.fill = nil
 	}
-	_, all, err := s.t.primaries(ctx)
+	asking, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	_, all, err := s.t.primaries(asking)
 	if err != nil {
 		all = nil // what must be known is asked for again
 	}
@@ -77,8 +79,16 @@ func open(ctx context.Context, c *config, out io.Writer) (_ *session, err error)
 	if c.url == embedded {
 		s.report.Target.Version = "not a Redis"
 	}
+	if len(all) == 1 && all[0]["role"] == "slave" {
+		s.report.Warnings = append(s.report.Warnings, "it is a replica, of "+all[0]["master_host"]+":"+all[0]["master_port"]+": it refuses writes")
+	}
 	if err := s.check(all); err != nil {
 		return nil, err
+	}
+	if c.schedule != nil && !c.safety.keep && !c.noPreload && c.url != embedded { // preload keeps them
+		if err := s.t.mayCleanUp(ctx, c.prefix); err != nil {
+			return nil, fmt.Errorf("the keys could not be removed at the end, as --keep would leave them: %w", err)
+		}
 	}
 	if s.w.start != nil {
 		s.w.start()
@@ -101,6 +111,9 @@ func (s *session) check(all infos) error {
 		}
 	}
 	if s.c.pressure > 0 {
+		if deref(all.sum("maxmemory")) == 0 {
+			return usage("--pressure fills the server up to its maxmemory, and it has none, or does not tell it")
+		}
 		return nil
 	}
 	bytes := 0.0
@@ -356,6 +369,7 @@ type monitor struct {
 	s        *session
 	e        *engine
 	points   []point
+	latest   point // also while warming up
 	last     time.Time
 	before   *sample // the last two
 	sampled  *sample
@@ -403,6 +417,7 @@ func (m *monitor) tick(last bool) {
 	if m.before != nil && now.Sub(m.sampled.at) < 2*m.s.c.sample { // else the server does not answer: a gap
 		p.serverFigures(m.before, m.sampled)
 	}
+	m.latest = p
 	if p.T <= 0 || d < 0.05 { // warming up, or the end just after a point
 		return
 	}
@@ -456,7 +471,7 @@ func (m *monitor) gcPause() figure {
 // show draws the report as it is.
 func (m *monitor) show() {
 	r := *m.s.report
-	r.Series, r.Warnings = m.points, slices.Clone(r.Warnings)
+	r.Series, r.Warnings, r.latest = m.points, slices.Clone(r.Warnings), &m.latest
 	r.Seconds = max((time.Since(m.e.begin) - m.e.warmup).Seconds(), 0)
 	m.e.rec.view(func(rows []*counts) {
 		total := newCounts()
@@ -501,6 +516,9 @@ func (r *report) warn(c *config) {
 	}
 	if r.Generator != nil && *r.Generator > 80 {
 		add("this program used %.0f%% of its processors: the latencies are partly its own; use more generators and merge", *r.Generator)
+	}
+	if p := r.Total.errorPercent(); p >= 1 {
+		add("%.0f%% of the requests failed: they are in the rates and the percentiles, and may have failed quickly", p)
 	}
 	if r.Load.MaxLag > 10_000 && r.Load.Saturated == "" {
 		add("requests began up to %.1f ms late, which their response times include", r.Load.MaxLag/1000)

@@ -130,11 +130,11 @@ func (r *report) line(status string) string {
 
 // serverLine is what the servers say at the moment.
 func (r *report) serverLine() string {
-	var p point
-	if n := len(r.Series); n > 0 {
+	p := point{Used: r.Memory, Max: r.MaxMemory, Clients: r.Clients}
+	if n := len(r.Series); r.latest != nil {
+		p = *r.latest
+	} else if n > 0 {
 		p = r.Series[n-1]
-	} else {
-		p = point{Used: r.Memory, Max: r.MaxMemory, Clients: r.Clients}
 	}
 	memory := orUnknown(p.Used, size)
 	if p.Used != nil && p.Max != nil && *p.Max > 0 {

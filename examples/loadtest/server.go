@@ -101,7 +101,7 @@ func (all infos) text(name string) string {
 	return strings.Join(slices.Sorted(maps.Keys(values)), ", ")
 }
 
-// primaries returns a client of each primary.
+// primaries returns a client of each primary; of a replica, if that is all there is.
 func (t *target) primaries(ctx context.Context) (map[string]rueidis.Client, infos, error) {
 	nodes := t.info.Nodes()
 	addrs := slices.Sorted(maps.Keys(nodes))
@@ -117,7 +117,7 @@ func (t *target) primaries(ctx context.Context) (map[string]rueidis.Client, info
 		switch {
 		case errs[i] != nil:
 			kinds = append(kinds, errs[i])
-		case all[i]["role"] != "slave":
+		case all[i]["role"] != "slave" || len(addrs) == 1:
 			found[addr] = nodes[addr]
 			kept = append(kept, all[i])
 		}
@@ -275,43 +275,78 @@ func (h histogram) quantile(p float64) figure {
 	return known(float64(bounds[len(bounds)-1]))
 }
 
-// cleanUp removes all keys that begin with the prefix, and returns how many there were.
+// stepTimeout bounds a step of the clean-up: a server that is gone must not keep the program.
+const stepTimeout = 10 * time.Second
+
+// cleanUp removes all keys that begin with the prefix, and returns how many there were. It looks until there are none: requests
+// that timed out may have been executed a little later.
 func (t *target) cleanUp(ctx context.Context, prefix string) (removed int64, err error) {
-	nodes, _, err := t.primaries(ctx)
-	if err != nil {
+	looking, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	nodes, _, err := t.primaries(looking)
+	var reply *rueidis.RedisError
+	switch {
+	case errors.As(err, &reply): // it may not ask which are primaries
 		nodes = t.info.Nodes()
+	case err != nil:
+		return 0, err
 	}
 	var errs []error
 	for _, node := range nodes {
-		cursor := uint64(0)
 		for {
-			entry, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(prefix+"*").Count(1000).Build()).AsScanEntry()
+			n, err := t.removeFrom(ctx, node, prefix)
+			removed += n
 			if err != nil {
 				errs = append(errs, err)
-				break
 			}
-			unlinks := make(rueidis.Commands, 0, len(entry.Elements))
-			for _, key := range entry.Elements {
-				if strings.HasPrefix(key, prefix) {
-					unlinks = append(unlinks, t.info.B().Unlink().Key(key).Build()) // one each: in a cluster they are in different slots
-				}
-			}
-			if len(unlinks) > 0 {
-				for _, r := range t.info.DoMulti(ctx, unlinks...) {
-					n, err := r.AsInt64()
-					if err != nil {
-						errs = append(errs, err)
-					}
-					removed += n
-				}
-			}
-			if cursor = entry.Cursor; cursor == 0 {
+			if err != nil || n == 0 {
 				break
 			}
 		}
 	}
-	if len(errs) > 0 {
-		return removed, errs[0]
+	return removed, errors.Join(errs...)
+}
+
+// removeFrom walks over a node's keys once.
+func (t *target) removeFrom(ctx context.Context, node rueidis.Client, prefix string) (removed int64, err error) {
+	for cursor := uint64(0); ; {
+		n, next, err := t.removeSome(ctx, node, prefix, cursor)
+		removed += n
+		if cursor = next; err != nil || cursor == 0 {
+			return removed, err
+		}
 	}
-	return removed, nil
+}
+
+func (t *target) removeSome(ctx context.Context, node rueidis.Client, prefix string, cursor uint64) (removed int64, next uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	entry, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(prefix+"*").Count(1000).Build()).AsScanEntry()
+	if err != nil {
+		return 0, 0, err
+	}
+	unlinks := make(rueidis.Commands, 0, len(entry.Elements))
+	for _, key := range entry.Elements {
+		if strings.HasPrefix(key, prefix) {
+			unlinks = append(unlinks, t.info.B().Unlink().Key(key).Build()) // one each: in a cluster they are in different slots
+		}
+	}
+	for _, r := range t.info.DoMulti(ctx, unlinks...) {
+		n, uerr := r.AsInt64()
+		removed += n
+		err = cmp.Or(err, uerr)
+	}
+	return removed, entry.Cursor, err
+}
+
+// mayCleanUp reports whether what will be written can be removed again.
+func (t *target) mayCleanUp(ctx context.Context, prefix string) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	for _, node := range t.info.Nodes() {
+		if _, _, err := t.removeSome(ctx, node, prefix+"none", 0); err != nil {
+			return err
+		}
+	}
+	return t.info.Do(ctx, t.info.B().Unlink().Key(prefix+"none").Build()).Error()
 }

@@ -305,7 +305,7 @@ func sizeOf(r *report, o sizeOptions) sizing {
 		add("bytes per key", fmt.Sprintf("%.0f", (data-m.Base)/keys), fmt.Sprintf(
 			"used_memory over %d checkpoints while loading, R² %.6f: %.1f per key + %.1f per slot of tables that double", m.Points, m.R2, m.PerKey, m.PerSlot))
 		if mu := r.Preload.MemoryUsage; mu != nil {
-			add("MEMORY USAGE says", fmt.Sprintf("%.0f", *mu), "mean of a sample; it leaves out a part of the tables")
+			add("MEMORY USAGE says", fmt.Sprintf("%.0f", *mu), "mean of some keys, without what tables have free, and on some versions without tables")
 		}
 		add("empty server", size(m.Base), "the same fit at 0 keys")
 		add("dataset of "+count(keys)+" keys", size(data), "empty server + bytes per key × keys")
@@ -317,7 +317,11 @@ func sizeOf(r *report, o sizeOptions) sizing {
 		add("while a table doubles", size(spike), "the old tables are kept until all is moved")
 		need += spike
 	} else {
-		add("bytes per key", "unknown", "nothing was loaded before, or the server does not tell used_memory")
+		why := "nothing was loaded before, or the server does not tell used_memory"
+		if r.Preload != nil && len(r.Preload.Checkpoints) > 0 && r.Data.Keys < leastKeys {
+			why = fmt.Sprintf("%d keys are lost in the noise: load at least %s", r.Data.Keys, count(leastKeys))
+		}
+		add("bytes per key", "unknown", why)
 	}
 	clients := 20 * kib * max(deref(r.Clients), 1)
 	if r.Clients != nil {
@@ -440,8 +444,11 @@ func size(b float64) string {
 	return fmt.Sprintf("%.0f B", b)
 }
 
-// count writes a number with separators of thousands.
+// count writes a number with separators of thousands, and with two digits if it is small: half a request per second is not none.
 func count(n float64) string {
+	if math.Abs(n) < 9.5 && n != math.Trunc(n) {
+		return strconv.FormatFloat(n, 'g', 2, 64)
+	}
 	s := strconv.FormatFloat(math.Round(n), 'f', -1, 64)
 	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
 		s = s[:i] + "," + s[i:]
