@@ -133,9 +133,10 @@ func (d *dataset) name(class, i int) string {
 	return d.prefix + d.classes[class].Name + ":" + digits(i)
 }
 
-// digits writes a number with ten digits, so that all keys have one length and a dataset grows evenly.
+// digits writes a number as ten digits that look random, so that all keys have one length and a dataset grows evenly: the slots
+// of a cluster that numbers in sequence fall into are far from evenly spread.
 func digits(i int) string {
-	s := strconv.Itoa(i)
+	s := strconv.FormatUint(uint64(i)*6_180_339_887%1e10, 10) // one to one, as the factor and 1e10 have no common divisor
 	return "0000000000"[min(len(s), 10):] + s
 }
 

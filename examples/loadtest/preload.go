@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/redis/rueidis"
 )
 
 // checkpointsOf returns after how many keys to read the memory: at several places between a power of two and the next, so
@@ -85,7 +87,7 @@ func preload(ctx context.Context, t *target, w *workload, d *dataset, batch int,
 	p.Seconds = time.Since(begin).Seconds()
 	show(true)
 	p.After = t.settled(ctx)
-	if m, err := fit(p.Checkpoints, w.copies); err == nil && d.keys >= leastKeys {
+	if m, err := fit(p.Checkpoints, w.copies, t.client.Mode() == rueidis.ClientModeCluster); err == nil && d.keys >= leastKeys {
 		p.Model = &m
 	}
 	p.MemoryUsage = memoryUsage(ctx, t, d)

@@ -25,7 +25,7 @@ func TestFit_TellsTablesFromKeys(t *testing.T) {
 				p := max(server.perBucket, 1)
 				points = append(points, checkpoint{Numbers: n, Keys: []float64{float64(n)}, Used: memory(n, server.perKey, server.perSlot, p), Calm: true})
 			}
-			m, err := fit(points, 1)
+			m, err := fit(points, 1, false)
 			require.NoError(t, err)
 			require.Greater(t, m.R2, 0.9999)
 			for _, times := range []int{1, 2, 5, 25} {
@@ -46,20 +46,20 @@ func TestFit_LeavesOutTablesInMotion(t *testing.T) {
 		}
 		points = append(points, checkpoint{Numbers: n, Keys: []float64{float64(n)}, Used: used})
 	}
-	m, err := fit(points, 1)
+	m, err := fit(points, 1, false)
 	require.NoError(t, err)
 	require.InEpsilon(t, memory(200_000, 176, 16, 1), m.predict(200_000, 1), 0.001)
 }
 
 func TestFit_RefusesNonsense(t *testing.T) {
 	t.Parallel()
-	_, err := fit(nil, 1)
+	_, err := fit(nil, 1, false)
 	require.Error(t, err)
 	var falling []checkpoint
 	for i := range 10 {
 		falling = append(falling, checkpoint{Numbers: 1000 * i, Keys: []float64{1000}, Used: float64(100 - i), Calm: true})
 	}
-	_, err = fit(falling, 1)
+	_, err = fit(falling, 1, false)
 	require.Error(t, err)
 }
 

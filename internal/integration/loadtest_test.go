@@ -127,7 +127,10 @@ func startLoadtest(t *testing.T, url string, args ...string) *loadtestRun {
 	r := &loadtestRun{out: &loadtestOutput{}, result: filepath.Join(t.TempDir(), "result.json")}
 	r.cmd = exec.Command(binary, args...)
 	if url != "" {
-		r.cmd.Args = append(r.cmd.Args, "--redis", url, "--yes", "--json", r.result)
+		r.cmd.Args = append(r.cmd.Args, "--redis", url, "--yes")
+	}
+	if args[0] == "run" || args[0] == "preload" {
+		r.cmd.Args = append(r.cmd.Args, "--json", r.result)
 	}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "REDIS_URL=") && !strings.HasPrefix(e, "LOADTEST_") {
@@ -193,33 +196,48 @@ func loadtestKeys(t *testing.T, client rueidis.Client, pattern string) (keys []s
 // A prediction for five times the keys is within 5% of really loading them.
 func TestLoadtest_PredictsFiveTimesTheKeys(t *testing.T) {
 	t.Parallel()
-	const few, many = 12_000, 60_000
-	for name, start := range map[string]func() *redistest.Server{
-		"default":   func() *redistest.Server { return redistest.Start(t) },
-		"valkey-8":  func() *redistest.Server { return redistest.StartKind(t, redistest.Valkey8) },
-		"redis-7.0": func() *redistest.Server { return redistest.StartKind(t, redistest.Redis70) },
+	sentinelURL := func() string {
+		var url string
+		redistest.StartSentinel(t).Client(t, func(o *rueidis.ClientOption) { url = loadtestSentinelURL(o) })
+		return url
+	}
+	for name, target := range map[string]struct {
+		few int
+		url func() string
+	}{
+		"default":   {12_000, func() string { return "redis://" + redistest.Start(t).Addr() }},
+		"valkey-8":  {12_000, func() string { return "redis://" + redistest.StartKind(t, redistest.Valkey8).Addr() }},
+		"redis-7.0": {12_000, func() string { return "redis://" + redistest.StartKind(t, redistest.Redis70).Addr() }},
+		"cluster":   {12_000, func() string { return "redis://" + redistest.StartCluster(t, 0).Addrs()[0] }},
+		// So few that what is buffered for the replica would count for much.
+		"with a replica": {2000, sentinelURL},
 	} {
-		server := start()
+		url := target.url()
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			url := "redis://" + server.Addr()
+			many := 5 * target.few
 			mix := []string{"preload", "--prefix", "lt:size:", "--value", "claims=300@50,token=700@50", "--live", "off"}
-			small := startLoadtest(t, url, append(mix, "--keys", strconv.Itoa(few))...)
+			small := startLoadtest(t, url, append(mix, "--keys", strconv.Itoa(target.few))...)
 			require.Zero(t, small.end(t), small.out)
 			require.Greater(t, small.report(t).Preload.Model.R2, 0.999)
 			_, text := runLoadtest(t, 0, "", "size", small.result, "--keys", strconv.Itoa(many))
-			found := regexp.MustCompile(`dataset of 60,000 keys +([0-9.]+) MiB`).FindStringSubmatch(text)
+			found := regexp.MustCompile(`dataset of [0-9,]+ keys +([0-9.]+) MiB`).FindStringSubmatch(text)
 			require.NotNil(t, found, text)
 			predicted, err := strconv.ParseFloat(found[1], 64)
 			require.NoError(t, err)
 
 			_, text = runLoadtest(t, 0, url, "clean", "--prefix", "lt:size:")
-			require.Contains(t, text, "removed: 12,000 keys")
+			require.Regexp(t, `removed: 1?2,000 keys`, text)
 			loaded, _ := runLoadtest(t, 0, url, append(mix, "--keys", strconv.Itoa(many))...)
-			t.Logf("predicted %.1f MiB, really %.1f MiB", predicted, *loaded.Preload.After/(1<<20))
-			require.InEpsilon(t, *loaded.Preload.After/(1<<20), predicted, 0.05)
+			really := *loaded.Preload.After / (1 << 20)
+			t.Logf("predicted %.2f MiB, really %.2f MiB: %+.1f%%", predicted, really, 100*(predicted/really-1))
+			require.InEpsilon(t, really, predicted, 0.05)
 		})
 	}
+}
+
+func loadtestSentinelURL(o *rueidis.ClientOption) string {
+	return "redis://" + o.InitAddress[0] + "?addr=" + o.InitAddress[1] + "&master_set=" + o.Sentinel.MasterSet
 }
 
 // loadtestProxy accepts connections and passes them on to addr.
@@ -349,7 +367,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		sentinel := redistest.StartSentinel(t)
 		var url string
 		client := sentinel.Client(t, func(o *rueidis.ClientOption) {
-			url = "redis://" + o.InitAddress[0] + "?addr=" + o.InitAddress[1] + "&master_set=" + o.Sentinel.MasterSet
+			url = loadtestSentinelURL(o)
 		})
 		check(t, client, "sentinel", 1, url)
 	})
@@ -424,6 +442,121 @@ func TestLoadtest_CleansUpWhenInterrupted(t *testing.T) {
 	for _, key := range others {
 		require.NoError(t, client.Do(t.Context(), client.B().Get().Key(key).Build()).Error())
 	}
+}
+
+// What was under way when it was interrupted is removed too.
+func TestLoadtest_CleansUpWhenInterruptedWhileLoading(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no interrupting a process")
+	}
+	server := redistest.Shared(t)
+	client := server.Client(t)
+	for _, scenario := range []string{"django-cache", "featurestore"} {
+		t.Run(scenario, func(t *testing.T) {
+			t.Parallel()
+			prefix := "lt:" + redistest.Prefix(t) + ":"
+			for i := range 3 {
+				r := startLoadtest(t, "redis://"+server.Addr(), "run", "--scenario", scenario, "--prefix", prefix, "--keys", "2M", "--preload-batch", "2000")
+				require.Eventually(t, func() bool { return len(loadtestKeys(t, client, prefix+"*")) > i*5000 }, 30*time.Second, time.Millisecond, r.out)
+				require.NoError(t, r.cmd.Process.Signal(os.Interrupt))
+				require.Equal(t, 130, r.end(t), r.out)
+				require.Empty(t, loadtestKeys(t, client, prefix+"*"))
+			}
+		})
+	}
+}
+
+// A server that is gone for good keeps the program neither from its report nor from its end.
+func TestLoadtest_EndsWhenTheServerIsGone(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	r := startLoadtest(t, "redis://"+server.Addr(), "run", "--op", "get", "--keys", "500", "--rate", "100", "--duration", "4s", "--live", "plain")
+	require.Eventually(t, func() bool { return strings.Contains(r.out.String(), "run 00:01/00:04") }, 30*time.Second, 10*time.Millisecond, r.out)
+	server.Kill(t)
+	begin := time.Now()
+	require.Equal(t, 1, r.end(t), r.out)
+	require.Less(t, time.Since(begin), 30*time.Second)
+	require.Contains(t, r.out.String(), "were not all removed")
+	require.Regexp(t, `NOTE: \d+% of the requests failed`, r.out.String())
+	require.Positive(t, r.report(t).Rows[0].Errors["network"])
+}
+
+// Who may not remove keys writes none.
+func TestLoadtest_RefusesToLeaveKeysBehind(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client, url := server.Client(t), "redis://loader:word@"+server.Addr()
+	grant := func(rights ...string) {
+		args := append([]string{"SETUSER", "loader", "on", ">word", "~lt:*"}, rights...)
+		require.NoError(t, client.Do(t.Context(), client.B().Arbitrary("ACL").Args(args...).Build()).Error())
+	}
+	for _, missing := range []string{"scan", "unlink"} {
+		grant("+get", "+set", "+mget", "+scan", "+unlink", "-"+missing)
+		_, text := runLoadtest(t, 1, url, append([]string{"run"}, loadtestShort...)...)
+		require.Contains(t, text, "could not be removed at the end")
+		require.Contains(t, text, "NOPERM")
+		require.Empty(t, loadtestKeys(t, client, "*"))
+	}
+	// These are those that the README asks for.
+	grant("+get", "+set", "+mget", "+scan", "+unlink", "+info", "+memory|usage", "+latency|histogram")
+	r, _ := runLoadtest(t, 0, url, append([]string{"run"}, loadtestShort...)...)
+	require.Zero(t, r.Total.Failures)
+	require.NotNil(t, r.CPU)
+	require.Empty(t, loadtestKeys(t, client, "*"))
+}
+
+// A replica can be read, and its figures are its own.
+func TestLoadtest_SaysThatItIsAReplica(t *testing.T) {
+	t.Parallel()
+	primary, replica := redistest.Start(t), redistest.Start(t)
+	host, port, err := net.SplitHostPort(primary.Addr())
+	require.NoError(t, err)
+	client := replica.Client(t)
+	require.NoError(t, client.Do(t.Context(), client.B().Replicaof().Host(host).Port(portNumber(t, port)).Build()).Error())
+	url := "redis://" + replica.Addr()
+	require.Eventually(t, func() bool {
+		_, text := runLoadtest(t, 1, url, "preload", "--keys", "100", "--live", "off")
+		return strings.Contains(text, "READONLY")
+	}, 30*time.Second, 100*time.Millisecond)
+	r, text := runLoadtest(t, 0, url, append([]string{"run", "--op", "get", "--no-preload", "--prefix", "lt:none:"}, loadtestShort...)...)
+	require.Zero(t, r.Total.Failures)
+	require.NotNil(t, r.Memory)
+	require.Contains(t, text, "NOTE: it is a replica, of "+primary.Addr())
+}
+
+func portNumber(t *testing.T, port string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(port, 10, 64)
+	require.NoError(t, err)
+	return n
+}
+
+// Hits, misses and failures are those that the server counts.
+func TestLoadtest_CountsAsTheServerDoes(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, "--maxmemory", "20mb")
+	client := server.Client(t)
+	r, text := runLoadtest(t, 0, "redis://"+server.Addr(), "run", "--op", "get:3", "--op", "mget[7]:1", "--op", "set:1", "--keys", "2000", "--users", "3", "--think", "5ms", "--duration", "3s", "--ttl", "2s", "--live", "off")
+	info, err := client.Do(t.Context(), client.B().Info().Section("stats", "errorstats").Build()).ToString()
+	require.NoError(t, err)
+	require.Contains(t, info, fmt.Sprintf("keyspace_hits:%d\r", r.Total.Hits), text)
+	require.Contains(t, info, fmt.Sprintf("keyspace_misses:%d\r", r.Total.Misses))
+	require.Positive(t, r.Total.Misses, "some have expired")
+
+	r, text = runLoadtest(t, 0, "redis://"+server.Addr(), "run", "--op", "set(ttl=1m)", "--keys", "2000", "--users", "3", "--think", "1ms", "--duration", "3s", "--pressure", "1s", "--live", "off")
+	oom := int64(0)
+	for _, row := range r.Rows {
+		oom += row.Errors["OOM"]
+	}
+	require.Positive(t, oom, text)
+	stats, err := client.Do(t.Context(), client.B().Info().Section("commandstats").Build()).ToString()
+	require.NoError(t, err)
+	found := regexp.MustCompile(`cmdstat_set:calls=(\d+).*rejected_calls=(\d+)`).FindStringSubmatch(stats)
+	require.NotNil(t, found, stats)
+	rejected, err := strconv.ParseInt(found[2], 10, 64)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, rejected, oom, "the rest are those of --pressure")
 }
 
 // What does not fit is refused before anything is written; with --pressure the servers are filled to see what happens.
