@@ -49,9 +49,7 @@ func main() {
 	code, err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
 	if err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "doctor:", err)
-		}
+		fmt.Fprintln(os.Stderr, "doctor:", strings.TrimPrefix(err.Error(), "doctor: "))
 		code = exitUnchecked
 	}
 	os.Exit(code)
@@ -122,7 +120,10 @@ func join(patterns []doctor.Pattern) string {
 // run returns the exit code. An error means that nothing was checked.
 func run(ctx context.Context, args []string, out io.Writer) (int, error) {
 	c, err := parse(args)
-	if err != nil {
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK, nil
+	case err != nil:
 		return exitUnchecked, err
 	}
 	if c.address == "" {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,8 +95,9 @@ func TestRun_BadArguments(t *testing.T) {
 		_, _, err := alone(t, args...) // main ends with 3 if there is an error
 		require.Error(t, err, args)
 	}
-	_, _, err := alone(t, "-h")
-	require.ErrorIs(t, err, flag.ErrHelp)
+	_, code, err := alone(t, "-h")
+	require.NoError(t, err)
+	require.Equal(t, exitOK, code)
 }
 
 func TestRun_NoServer(t *testing.T) {
@@ -122,6 +122,8 @@ func TestRun_AServerThatTellsLittle(t *testing.T) {
 	require.Contains(t, out.String(), "TTL01 lock")
 	require.Regexp(t, `UNKNOWN .*POL01`, out.String())
 	require.NotContains(t, out.String(), "OK      POL01")
+	require.NotContains(t, out.String(), "no limit", "what it does not tell is not zero")
+	require.NotContains(t, out.String(), "0.0 MB")
 }
 
 func TestParse(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -13,11 +14,16 @@ import (
 
 func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/(1<<20)) }
 
-func limit(n doctor.NodeSummary) string {
-	if n.MaxMemory == 0 {
-		return "no limit"
+// cells is a node's line. What it did not tell is not zero.
+func cells(n doctor.NodeSummary) []string {
+	if n.Server == "" {
+		return []string{n.Addr, "?", "?", "?", "?", "?", "?"}
 	}
-	return megabytes(n.MaxMemory)
+	limit := "no limit"
+	if n.MaxMemory != 0 {
+		limit = megabytes(n.MaxMemory)
+	}
+	return []string{n.Addr, n.Role, n.Server, megabytes(n.Used), limit, n.Policy, strconv.FormatInt(n.Keys, 10)}
 }
 
 // policies returns each policy that a node has, with the verdicts of the first such node.
@@ -84,7 +90,7 @@ func writeText(out io.Writer, report doctor.Report, all bool) error {
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "NODE\tROLE\tSERVER\tUSED\tMAXMEMORY\tPOLICY\tKEYS")
 	for _, n := range report.Nodes {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", n.Addr, n.Role, n.Server, megabytes(n.Used), limit(n), n.Policy, n.Keys)
+		fmt.Fprintln(table, strings.Join(cells(n), "\t"))
 	}
 	if len(report.Keys) > 0 {
 		fmt.Fprintln(table, "\nKEYS\tPATTERN\tLOOKED AT\tWITHOUT TTL")
@@ -169,7 +175,7 @@ func writeMarkdown(out io.Writer, report doctor.Report, all bool) error {
 	var b bytes.Buffer
 	b.WriteString("# Redis: " + summary(report) + "\n\n| node | role | server | used | maxmemory | policy | keys |\n|---|---|---|---|---|---|---|\n")
 	for _, n := range report.Nodes {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %d |\n", n.Addr, n.Role, n.Server, megabytes(n.Used), limit(n), n.Policy, n.Keys)
+		b.WriteString("| " + strings.Join(cells(n), " | ") + " |\n")
 	}
 	names, verdicts := policies(report)
 	if len(names) > 0 {
