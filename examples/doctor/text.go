@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -40,41 +39,6 @@ func policies(report doctor.Report) (names []string, verdicts map[string][]docto
 		}
 	}
 	return names, verdicts
-}
-
-// group is findings that differ in their nodes only.
-type group struct {
-	doctor.Finding
-	nodes []string
-}
-
-// groups leaves out what is well, unless all is wanted, and says once what holds for several nodes or, if it could not be read,
-// checks.
-func groups(report doctor.Report, all bool) []group {
-	var list []group
-	for _, f := range report.Findings {
-		if f.Severity == doctor.OK && !all {
-			continue
-		}
-		node := f.Node
-		f.Node = ""
-		i := slices.IndexFunc(list, func(g group) bool {
-			if f.Severity == doctor.Unknown {
-				return g.Severity == f.Severity && g.Observed == f.Observed && g.Fix == f.Fix
-			}
-			return g.Finding == f
-		})
-		if i < 0 {
-			list = append(list, group{Finding: f})
-			i = len(list) - 1
-		} else if !strings.Contains(list[i].ID, f.ID) {
-			list[i].ID += " " + f.ID
-		}
-		if !slices.Contains(list[i].nodes, node) {
-			list[i].nodes = append(list[i].nodes, node)
-		}
-	}
-	return list
 }
 
 func summary(report doctor.Report) string {
@@ -120,7 +84,7 @@ func writeText(out io.Writer, report doctor.Report, all bool) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	list := groups(report, all)
+	list := report.Groups(all)
 	for _, g := range list {
 		if g.Severity == doctor.OK {
 			fmt.Fprintf(&b, "\n%-7s %s  %s", g.Severity, g.ID, g.Observed)
@@ -130,7 +94,7 @@ func writeText(out io.Writer, report doctor.Report, all bool) error {
 		if g.Pattern != "" {
 			fmt.Fprintf(&b, " %s", g.Pattern)
 		}
-		fmt.Fprintf(&b, "  %s\n", strings.Join(g.nodes, ", "))
+		fmt.Fprintf(&b, "  %s\n", strings.Join(g.Nodes, ", "))
 		for _, line := range lines(g.Finding) {
 			fmt.Fprintf(&b, "        %-9s %s\n", line[0], line[1])
 		}
@@ -197,13 +161,13 @@ func writeMarkdown(out io.Writer, report doctor.Report, all bool) error {
 		}
 	}
 	b.WriteString("\n| | check | node | observed | expected | why | fix |\n|---|---|---|---|---|---|---|\n")
-	list := groups(report, all)
+	list := report.Groups(all)
 	for _, g := range list {
 		id := g.ID
 		if !strings.Contains(id, " ") {
 			id = "[" + id + "](" + g.Runbook + ")"
 		}
-		fmt.Fprintf(&b, "| %s | %s %s | %s | %s | %s | %s | %s |\n", g.Severity, id, g.Pattern, strings.Join(g.nodes, ", "),
+		fmt.Fprintf(&b, "| %s | %s %s | %s | %s | %s | %s | %s |\n", g.Severity, id, g.Pattern, strings.Join(g.Nodes, ", "),
 			cell.Replace(g.Observed), cell.Replace(g.Expected), cell.Replace(g.Why), cell.Replace(g.Fix))
 	}
 	_, err := out.Write(b.Bytes())

@@ -41,7 +41,7 @@ var allCharts = []chart{
 		{"requests", "rps", 0, false, always(func(p *point) float64 { return p.RPS }), true, perSecondText},
 		{"errors", "errors", 1, false, always(func(p *point) float64 { return p.Errors }), false, perSecondText},
 	}},
-	{"Response time, from when a request was due (logarithmic)", "ms", "", true, []line{
+	{"Response time since due (logarithmic)", "ms", "", true, []line{
 		{"p50", "p50", 2, false, func(p *point) figure { return p.P50 }, false, msText},
 		{"p95", "p95", 0, false, func(p *point) figure { return p.P95 }, false, msText},
 		{"p99", "p99", 3, false, func(p *point) figure { return p.P99 }, false, msText},
@@ -72,8 +72,14 @@ var allCharts = []chart{
 	}},
 }
 
-func msText(micros float64) string { return milliseconds(micros) + " ms" }
-func sizeText(b float64) string    { return size(b) + "/s" }
+func msText(micros float64) string {
+	if micros == 0 {
+		return "0 ms"
+	}
+	return milliseconds(micros) + " ms"
+}
+
+func sizeText(b float64) string { return size(b) + "/s" }
 
 // short writes 12345 as 12.3k.
 func short(v float64) string {

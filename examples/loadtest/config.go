@@ -74,6 +74,7 @@ type config struct {
 	failOn []condition
 	size   sizeOptions
 	sizing sizingFlags
+	doctor bool
 	safety safety
 }
 
@@ -184,6 +185,7 @@ func (c *config) addOutput(f *flag.FlagSet, t *texts) {
 	f.StringVar(&c.csv, "csv", "", "write `prefix`_stats.csv, _stats_history.csv and _failures.csv")
 	f.StringVar(&c.hgrm, "hgrm", "", "write the distributions to `prefix`_response.hgrm and _service.hgrm")
 	f.DurationVar(&c.sample, "sample", time.Second, "how often to look at the servers and to draw")
+	f.BoolVar(&c.doctor, "doctor", true, "have the doctor judge the servers for this use; it reads a sample of the keys at the begin")
 	f.StringVar(&t.failOn, "fail-on", "", "end with code 4 if one of these is true: 'p99>5ms,errors>0.1%,hit<95%,evicted>0'")
 }
 

@@ -10,7 +10,7 @@
 //	go -C examples run ./loadtest html -o report.html all.json
 //	go -C examples run ./loadtest clean --redis redis://127.0.0.1:6379 --prefix lt:name:
 //
-// To make it yours, copy the folder, then: go mod init example; until there is a release, go mod edit
+// To make it yours, copy the folder, and ../doctor/doctor with it, then: go mod init example; until there is a release, go mod edit
 // -replace github.com/redispatterns/redispatterns=where/you/cloned/it; go mod tidy; go build.
 package main
 
@@ -131,20 +131,7 @@ func runLoad(ctx context.Context, args []string, demo bool, out, errOut io.Write
 		return 0, err
 	}
 	s.screen.keep()
-	watching, stop := context.WithCancel(ctx)
-	sampled := make(chan struct{})
-	go func() {
-		defer close(sampled)
-		s.sampler.run(watching, c.sample)
-	}()
-	if c.knee != nil {
-		err = s.findKnee(ctx)
-	} else {
-		err = s.measure(ctx, c.schedule, c.warmup)
-	}
-	stop()
-	<-sampled
-	if err != nil && (ctx.Err() == nil || c.knee == nil) {
+	if err := s.run(ctx); err != nil {
 		return 0, err
 	}
 	s.screen.keep()

@@ -33,6 +33,7 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"msOr":       func(f figure) string { return orUnknown(f, milliseconds) },
 	"perRequest": func(bytes, requests int64) string { return count(float64(bytes) / float64(max(requests, 1))) },
 	"one":        func(v float64) string { return fmt.Sprintf("%.1f", v) },
+	"signed":     func(v float64) string { return fmt.Sprintf("%+.0f", v) },
 	"join":       func(s []string) string { return strings.Join(s, " ") },
 }).Parse(pageText))
 

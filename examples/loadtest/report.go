@@ -42,6 +42,7 @@ type report struct {
 	Expired     figure     `json:"expired"`
 	Clients     figure     `json:"clients"`
 	Knee        *knee      `json:"knee,omitempty"`
+	Doctor      *diagnosis `json:"doctor,omitempty"`
 	Overheads   []overhead `json:"overheads,omitempty"`
 	Gates       []gate     `json:"gates,omitempty"`
 	Warnings    []string   `json:"warnings"`

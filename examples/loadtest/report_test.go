@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/redispatterns/redispatterns/examples/doctor/doctor"
 )
 
 // example is a report with the given requests.
@@ -349,4 +351,24 @@ func TestRun_RefusesWhatItCouldNotEnd(t *testing.T) {
 		require.Equal(t, exitUsage, code, args)
 		require.Empty(t, out.String(), args)
 	}
+}
+
+// What the doctor says is on the page, with the way to its runbook.
+func TestReport_ShowsWhatTheDoctorSays(t *testing.T) {
+	t.Parallel()
+	r := example(t, durations(100))
+	r.Doctor = &diagnosis{Fine: 27, Findings: []doctor.Group{{
+		Finding: doctor.Finding{ID: "POL01", Severity: doctor.Fail, Pattern: doctor.Cache, Observed: "maxmemory <0>", Runbook: "https://example.com/POL01.md"},
+		Nodes:   []string{"a:1", "b:1"},
+	}, {Finding: doctor.Finding{ID: "LAT01 SEC01", Severity: doctor.Unknown, Observed: "NOPERM"}}}}
+	r = throughJSON(t, r)
+	var b bytes.Buffer
+	require.NoError(t, r.writeHTML(&b, sizeOptions{nodes: generic(), utilisation: 80}))
+	text := b.String()
+	require.Contains(t, text, `<td class="bad">FAIL</td><td><a href="https://example.com/POL01.md">POL01</a> cache</td><td>maxmemory &lt;0&gt; (2 nodes)</td>`)
+	require.Contains(t, text, "<td>UNKNOWN</td><td>LAT01 SEC01 </td>")
+	require.Contains(t, text, "27 checks found nothing")
+	b.Reset()
+	r.print(&b, sizeOptions{nodes: generic(), utilisation: 80})
+	require.Contains(t, b.String(), "DOCTOR\n  FAIL POL01 cache: maxmemory <0>\n")
 }

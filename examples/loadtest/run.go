@@ -202,6 +202,32 @@ func (s *session) load(ctx context.Context) (err error) {
 	return err
 }
 
+// run makes the load, while others look on.
+func (s *session) run(ctx context.Context) (err error) {
+	watching, stop := context.WithCancel(ctx)
+	sampled := make(chan struct{})
+	go func() {
+		defer close(sampled)
+		s.sampler.run(watching, s.c.sample)
+	}()
+	var found <-chan *diagnosis
+	if s.c.knee != nil {
+		found = s.diagnose(watching, s.c.kneeStep)
+		if err = s.findKnee(ctx); ctx.Err() != nil {
+			err = nil // what was found until then is shown
+		}
+	} else {
+		found = s.diagnose(watching, s.c.schedule.duration())
+		err = s.measure(ctx, s.c.schedule, s.c.warmup)
+	}
+	timer := time.AfterFunc(stepTimeout, stop) // a server that is gone answers nobody
+	s.report.Doctor = <-found
+	timer.Stop()
+	stop()
+	<-sampled
+	return err
+}
+
 // measure runs the load once and fills in the report.
 func (s *session) measure(ctx context.Context, sched schedule, warmup time.Duration) error {
 	e := newEngine(s.w.operations, sched)

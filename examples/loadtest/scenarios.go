@@ -14,6 +14,7 @@ import (
 
 	"github.com/redispatterns/redispatterns/buffer"
 	"github.com/redispatterns/redispatterns/cache"
+	"github.com/redispatterns/redispatterns/examples/doctor/doctor"
 	"github.com/redispatterns/redispatterns/featurestore"
 	"github.com/redispatterns/redispatterns/lock"
 	"github.com/redispatterns/redispatterns/ratelimit"
@@ -23,19 +24,20 @@ import (
 
 // scenario is a mix of operations under a name. Each is one function: a new one is that and a line of the table.
 type scenario struct {
-	name, about string
-	build       func(e *environment) (*workload, error)
+	name    string
+	pattern doctor.Pattern // what the doctor is to judge the server for
+	build   func(e *environment) (*workload, error)
 }
 
 var scenarios = []scenario{
-	{"django-cache", "get, get_many and set with 2, 5 and 10s, of small claims and larger tokens", djangoCache},
-	{"cache", "package cache: hits, batches, writes", cacheScenario},
-	{"lock", "package lock: many free names, and a few that all want", lockScenario},
-	{"ratelimit", "package ratelimit: fixed and sliding windows, token buckets; hit% is what passes", ratelimitScenario},
-	{"buffer", "package buffer: counters, flushed to a sink that takes everything", bufferScenario},
-	{"timeseries", "package timeseries: events, and the last ten minutes of a series", timeseriesScenario},
-	{"stream", "package stream: publishing, and publishing until a consumer has handled it", streamScenario},
-	{"featurestore", "package featurestore: rows of ten features, one, fifty at a time, and written", featurestoreScenario},
+	{"django-cache", doctor.Cache, djangoCache},
+	{"cache", doctor.Cache, cacheScenario},
+	{"lock", doctor.Lock, lockScenario},
+	{"ratelimit", doctor.RateLimit, ratelimitScenario},
+	{"buffer", doctor.Buffer, bufferScenario},
+	{"timeseries", doctor.TimeSeries, timeseriesScenario},
+	{"stream", doctor.Stream, streamScenario},
+	{"featurestore", doctor.FeatureStore, featurestoreScenario},
 }
 
 func scenarioNamed(name string) (scenario, bool) {
@@ -48,7 +50,7 @@ func scenarioNamed(name string) (scenario, bool) {
 
 // plainScenario is made of --op.
 func plainScenario(specs []operationSpec) scenario {
-	return scenario{"operations", "as given", func(e *environment) (*workload, error) {
+	return scenario{"operations", doctor.Cache, func(e *environment) (*workload, error) {
 		w := &workload{copies: 1}
 		for _, spec := range specs {
 			operations, err := e.operations(spec)

@@ -250,6 +250,7 @@ func (r *report) print(w io.Writer, size sizeOptions) {
 	for _, g := range r.Gates {
 		fmt.Fprintln(w, "GATE", g)
 	}
+	r.Doctor.print(w)
 	fmt.Fprintln(w)
 	sizeOf(r, size).print(w)
 }

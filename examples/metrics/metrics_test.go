@@ -55,6 +55,18 @@ func TestRun_CountsWhatIsDone(t *testing.T) {
 // The dashboard and the page ask for nothing that is not exported, and leave nothing out.
 func TestDashboard(t *testing.T) {
 	_, names := exported(t)
+	has := map[string][]string{} // the labels of each metric
+	for _, m := range newMetrics().metrics {
+		switch m := m.(type) {
+		case *counter:
+			has[m.name] = m.labels
+		case *gauge:
+			has[m.name] = m.labels
+		case *histogram:
+			has[m.name+"_bucket"] = append(slices.Clone(m.labels), "le")
+			has[m.name+"_count"], has[m.name+"_sum"] = m.labels, m.labels
+		}
+	}
 	dashboard, err := os.ReadFile("../../docs/grafana/redispatterns.json")
 	require.NoError(t, err)
 	var parsed struct {
@@ -84,11 +96,12 @@ func TestDashboard(t *testing.T) {
 				require.Equal(t, names[base] == "histogram", base != name, "%s: %s", p.Title, name)
 				used[base] = true
 			}
-			for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(target.Expr, -1) {
-				for label := range strings.SplitSeq(by[1], ", ") {
-					require.Contains(t, []string{"le", "name", "result", "package", "op", "code", "reason", "outcome", "status"}, label)
+			for _, label := range labelsOf(target.Expr) {
+				for _, name := range found {
+					require.Contains(t, has[name], label, "%s: %s", p.Title, target.Expr)
 				}
 			}
+			require.Equal(t, strings.Count(target.Expr, "("), strings.Count(target.Expr, ")"), target.Expr)
 		}
 	}
 	require.Equal(t, slices.Sorted(maps.Keys(names)), slices.Sorted(maps.Keys(used)))
@@ -100,6 +113,19 @@ func TestDashboard(t *testing.T) {
 	}
 	table, _, _ := strings.Cut(string(page), "\n## Alerts\n")
 	require.Equal(t, len(names), strings.Count(table, "\n| `redispatterns_"))
+}
+
+// labelsOf returns the labels that an expression groups by or selects.
+func labelsOf(expr string) (labels []string) {
+	for _, by := range regexp.MustCompile(`by \(([^)]*)\)`).FindAllStringSubmatch(expr, -1) {
+		labels = append(labels, strings.Split(by[1], ", ")...)
+	}
+	for _, selected := range regexp.MustCompile(`{([^}]*)}`).FindAllStringSubmatch(expr, -1) {
+		for _, matcher := range regexp.MustCompile(`(\w+)\s*(?:=~|!~|!=|=)`).FindAllStringSubmatch(selected[1], -1) {
+			labels = append(labels, matcher[1])
+		}
+	}
+	return labels
 }
 
 func TestSurvived(t *testing.T) {

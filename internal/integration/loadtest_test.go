@@ -74,11 +74,15 @@ type loadtestReport struct {
 		Steps []struct{ Rate float64 }
 	}
 	Overheads []struct{ Name string }
-	Memory    *float64 `json:"used_memory"`
-	CPU       *float64 `json:"server_cpu"`
-	Evicted   *float64
-	Wire      struct{ In, Out float64 }
-	Series    []struct {
+	Doctor    *struct {
+		Fine     int
+		Findings []struct{ ID, Severity string }
+	}
+	Memory  *float64 `json:"used_memory"`
+	CPU     *float64 `json:"server_cpu"`
+	Evicted *float64
+	Wire    struct{ In, Out float64 }
+	Series  []struct {
 		RPS    float64
 		Used   *float64 `json:"used_memory"`
 		OOM    *float64
@@ -319,6 +323,9 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		require.NotNil(t, r.Memory)
 		require.NotNil(t, r.CPU)
 		require.NotNil(t, r.Rows[0].ServerP99, "LATENCY HISTOGRAM")
+		require.NotNil(t, r.Doctor)
+		require.Greater(t, r.Doctor.Fine, 20*primaries)
+		require.Contains(t, text, "FAIL POL01 cache: maxmemory 0")
 		require.Greater(t, r.Wire.In, 300.0*float64(r.Total.Hits), "bytes on the wire")
 		seen := false
 		for _, p := range r.Series {
@@ -389,6 +396,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		require.Nil(t, r.Memory)
 		require.Nil(t, r.CPU)
 		require.Nil(t, r.Evicted)
+		require.Contains(t, text, "ACL SETUSER loader +info")
 		require.Contains(t, text, "used unknown")
 		require.NotContains(t, text+fmt.Sprint(r.Arguments), "secret-word")
 		require.Empty(t, loadtestKeys(t, client, "lt:*"))
@@ -540,7 +548,7 @@ func TestLoadtest_CountsAsTheServerDoes(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, "--maxmemory", "20mb")
 	client := server.Client(t)
-	r, text := runLoadtest(t, 0, "redis://"+server.Addr(), "run", "--op", "get:3", "--op", "mget[7]:1", "--op", "set:1", "--keys", "2000", "--users", "3", "--think", "5ms", "--duration", "3s", "--ttl", "2s", "--live", "off")
+	r, text := runLoadtest(t, 0, "redis://"+server.Addr(), "run", "--op", "get:3", "--op", "mget[7]:1", "--op", "set:1", "--keys", "2000", "--users", "3", "--think", "5ms", "--duration", "3s", "--ttl", "2s", "--live", "off", "--doctor=false") // which looks at keys too
 	info, err := client.Do(t.Context(), client.B().Info().Section("stats", "errorstats").Build()).ToString()
 	require.NoError(t, err)
 	require.Contains(t, info, fmt.Sprintf("keyspace_hits:%d\r", r.Total.Hits), text)

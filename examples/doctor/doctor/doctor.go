@@ -216,6 +216,41 @@ type KeySummary struct {
 	All     bool    `json:"all"` // whether no key was left out
 }
 
+// Group is findings that differ in their nodes only, or what could not be read for one reason, for all checks that lack it: their ids
+// are in ID.
+type Group struct {
+	Finding
+	Nodes []string `json:"nodes"`
+}
+
+// Groups returns the findings with nothing said twice. It leaves out what is well, unless all is wanted.
+func (r Report) Groups(all bool) []Group {
+	var list []Group
+	for _, f := range r.Findings {
+		if f.Severity == OK && !all {
+			continue
+		}
+		node := f.Node
+		f.Node = ""
+		i := slices.IndexFunc(list, func(g Group) bool {
+			if f.Severity == Unknown {
+				return g.Severity == f.Severity && g.Observed == f.Observed && g.Fix == f.Fix
+			}
+			return g.Finding == f
+		})
+		if i < 0 {
+			list = append(list, Group{Finding: f})
+			i = len(list) - 1
+		} else if !strings.Contains(list[i].ID, f.ID) {
+			list[i].ID += " " + f.ID
+		}
+		if !slices.Contains(list[i].Nodes, node) {
+			list[i].Nodes = append(list[i].Nodes, node)
+		}
+	}
+	return list
+}
+
 // Worst returns the severity of the worst finding.
 func (r Report) Worst() Severity {
 	worst := OK
