@@ -60,10 +60,10 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, o, os.Stdout)
-	stop()
-	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("interrupted (%w)", err)
 	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		os.Exit(1)
@@ -84,27 +84,50 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	return onOurs(ctx, o, out)
 }
 
-// onTheirs counts on a cluster that is there.
-func onTheirs(ctx context.Context, option rueidis.ClientOption, o options, out io.Writer) error {
+// onTheirs counts on a cluster that is there, and removes what it counted, also after a Ctrl-C.
+func onTheirs(ctx context.Context, option rueidis.ClientOption, o options, out io.Writer) (err error) {
 	client, err := connect(option)
 	if err != nil {
 		return fmt.Errorf("connect to REDIS_URL: %w", err)
 	}
 	defer client.Close()
 	p := &play{options: o, out: out, client: client}
-	if err := p.open(ctx, fmt.Sprintf("example%d", time.Now().UnixNano())); err != nil {
+	name := fmt.Sprintf("example%d", time.Now().UnixNano())
+	if err := p.open(ctx, name); err != nil {
 		return err
 	}
 	defer p.close()
+	defer func() {
+		removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, remove(removing, client, "ts:{"+name))
+	}()
 	if err := p.act(ctx, "counting", nil); err != nil {
 		return err
 	}
-	if err := p.finish(ctx); err != nil {
-		return err
-	}
-	for _, series := range p.counting.series { // it is not ours
-		if err := p.counting.store.Delete(ctx, series, time.Time{}, time.Time{}); err != nil {
-			return err
+	return p.finish(ctx)
+}
+
+// remove deletes all keys that begin with a prefix. Store.Delete is for one series, and there are thousands.
+func remove(ctx context.Context, client rueidis.Client, prefix string) error {
+	for _, node := range client.Nodes() {
+		for cursor := uint64(0); ; {
+			page, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(prefix+"*").Count(1000).Build()).AsScanEntry()
+			if err != nil {
+				return fmt.Errorf("remove %s*: %w", prefix, err)
+			}
+			unlinks := make(rueidis.Commands, len(page.Elements))
+			for i, key := range page.Elements {
+				unlinks[i] = client.B().Unlink().Key(key).Build()
+			}
+			for _, r := range client.DoMulti(ctx, unlinks...) {
+				if err := r.Error(); err != nil {
+					return fmt.Errorf("remove %s*: %w", prefix, err)
+				}
+			}
+			if cursor = page.Cursor; cursor == 0 {
+				break
+			}
 		}
 	}
 	return nil
