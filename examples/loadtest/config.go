@@ -222,7 +222,7 @@ func (r *reader) check(option string, ok bool, must string) {
 func (c *config) readPrefix(command string) error {
 	switch {
 	case c.prefix == "" && command == "clean":
-		return errors.New("say which keys: lt:name:")
+		return errors.New("is needed: lt:name: says which keys")
 	case c.prefix == "" && c.noPreload:
 		return errors.New("give that which the command preload used")
 	case c.prefix == "":
