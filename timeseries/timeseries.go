@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -143,6 +144,7 @@ func (o *Options) setDefaults() error {
 			{10 * time.Second, 6 * time.Hour}, {time.Minute, 7 * 24 * time.Hour}, {time.Hour, 400 * 24 * time.Hour},
 		}
 	}
+	o.Resolutions = slices.Clone(o.Resolutions) // the caller may change theirs
 	if err := checkResolutions(o.Resolutions); err != nil {
 		return fmt.Errorf("Options.Resolutions: %w", err)
 	}
@@ -320,6 +322,9 @@ func (s *Store) drop(ctx context.Context, events int64, err error) {
 		s.opts.Hooks.Drop(ctx, events, err)
 	}
 }
+
+// Resolutions returns the store's resolutions, the smallest Step first.
+func (s *Store) Resolutions() []Resolution { return slices.Clone(s.opts.Resolutions) }
 
 // Now returns what time it is by Options.Clock. The first call asks Redis.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {

@@ -422,3 +422,56 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 	require.Len(t, answers, 92)
 	require.LessOrEqual(t, len(answers[0].Datapoints)+91*len(answers[1].Datapoints), 200_000)
 }
+
+// TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly has a clock that walks past the borders at which small buckets are kept
+// no more: each window that New takes is counted as the model does all the time, and none is that is sometimes made of others.
+func TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	var now time.Time
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{
+		FlushEvery: time.Hour, MaxFuture: time.Hour, Clock: func() time.Time { return now },
+		Resolutions: []timeseries.Resolution{{Step: 10 * time.Second, Keep: 2 * time.Minute}, {Step: time.Minute, Keep: 24 * time.Hour}},
+	})
+	base := time.Now().Truncate(time.Minute)
+	now = base
+	count := func(at time.Time) int64 { return at.Unix() / 10 % 7 }
+	for at := base.Add(-20 * time.Minute); at.Before(base.Add(10 * time.Minute)); at = at.Add(10 * time.Second) {
+		require.NoError(t, s.Counter("x").IncrAt(ctx, at, count(at)))
+	}
+	require.NoError(t, s.Flush(ctx))
+	sample := regexp.MustCompile(`(?m)\{series="x"\} (\d+) (\d+)$`)
+	for window := 10 * time.Second; window <= 5*time.Minute; window += 10 * time.Second {
+		good := window <= 30*time.Second || window%time.Minute == 0
+		handler, err := export.New(s, export.Options{Series: export.List("x"), Window: window})
+		if !good {
+			require.ErrorContains(t, err, "Options.Window", "%v", window)
+		} else {
+			require.NoError(t, err, "%v", window)
+		}
+		wrong := 0
+		for now = base; now.Before(base.Add(10 * time.Minute)); now = now.Add(7 * time.Second) {
+			end := time.Unix(now.Unix()/int64(window/time.Second)*int64(window/time.Second), 0)
+			if !good {
+				series, err := s.RangeMany(ctx, timeseries.Range{From: end.Add(-window), To: end, Step: window}, "x")
+				require.NoError(t, err)
+				if len(series[0].Points) != 1 || series[0].Step != window {
+					wrong++
+				}
+				continue
+			}
+			var want int64
+			for at := end.Add(-window); at.Before(end); at = at.Add(10 * time.Second) {
+				want += count(at)
+			}
+			rec := httptest.NewRecorder()
+			handler.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			m := sample.FindStringSubmatch(rec.Body.String())
+			require.NotNil(t, m, rec.Body.String())
+			require.Equal(t, []string{strconv.FormatInt(want, 10), strconv.FormatInt(end.Unix(), 10)}, m[1:], "%v at %v", window, now)
+		}
+		if !good && window != 40*time.Second { // which would just do, at the edge of what is documented
+			require.Positive(t, wrong, "%v", window)
+		}
+	}
+}
