@@ -42,7 +42,8 @@ type Range struct {
 	// Fill is for buckets without events, of the past and since when the store keeps events.
 	Fill Fill
 
-	// MaxPoints bounds the answer: if it were longer, it is ErrTooMany. At most 1,000,000. Defaults to 11,000.
+	// MaxPoints bounds the points of each series: if there were more, it is ErrTooMany. So it is if all series of a RangeMany had more
+	// than 1,000,000 together. At most 1,000,000. Defaults to 11,000.
 	MaxPoints int
 }
 
@@ -146,7 +147,7 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 			p.Missing = true
 		}
 	}
-	err = s.fetch(ctx, kindCounter, series, f.kept, f.at.Unix(), f.buckets, func(i, j int, v value) error {
+	err = s.fetch(ctx, kindCounter, series, f.reqs, f.buckets, func(i, j int, v value) error {
 		n, err := v.int()
 		if err != nil {
 			return errReply
@@ -203,7 +204,7 @@ func (x Stats) rangeOf(ctx context.Context, r Range) (StatsSeries, error) {
 		return StatsSeries{}, err
 	}
 	cells := make([]cell, len(f.bounds)-1)
-	err = x.s.fetch(ctx, kindStats, []string{x.series}, f.kept, f.at.Unix(), f.buckets, func(_, j int, v value) error { return cells[j].addValue(v) })
+	err = x.s.fetch(ctx, kindStats, []string{x.series}, f.reqs, f.buckets, func(_, j int, v value) error { return cells[j].addValue(v) })
 	if err != nil {
 		return StatsSeries{}, err
 	}
@@ -236,6 +237,7 @@ type frame struct {
 	at      time.Time
 	buckets int64
 	covered Covered
+	reqs    []request // what to read of each series
 }
 
 func (f *frame) start(i int) time.Time { return time.Unix(f.bounds[i], 0).In(f.loc) }
@@ -321,7 +323,11 @@ func (s *Store) frame(ctx context.Context, r Range, series []string) (*frame, er
 		f.covered.Exact = false
 	}
 	f.covered.From, f.covered.To = timeOf(f.kept[0]).In(f.loc), timeOf(f.kept[len(f.kept)-1]).In(f.loc)
-	return f, nil
+	if len(f.bounds)-1 > maxMaxPoints/max(1, len(series)) {
+		return nil, ErrTooMany
+	}
+	f.reqs, err = s.requests(f.kept, at.Unix(), buckets, maxKeys/max(1, len(series)))
+	return f, err
 }
 
 func (s *Store) calendarBounds(f *frame, r Range) error {

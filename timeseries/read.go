@@ -52,35 +52,44 @@ type request struct {
 	wanted  int
 }
 
-// requests returns what to read for points that lie between bounds, each border being one that snap would return.
-func (s *Store) requests(bounds []int64, now, buckets int64) ([]request, error) {
+// requests returns what to read for points that lie between bounds, each border being one that snap would return. If it were more
+// than most it is ErrTooMany, before it is made.
+func (s *Store) requests(bounds []int64, now, buckets int64, most int) ([]request, error) {
 	var reqs []request
 	var current [maxLevels]struct{ index, start, end int64 } // each level's last request, and its chunk
 	for r := range current {
 		current[r].end = math.MinInt64
 	}
 	limit := s.limit(now)
+	if largest := s.levels[len(s.levels)-1].step * buckets; (min(bounds[len(bounds)-1], limit)-bounds[0])/largest > int64(most) {
+		return nil, ErrTooMany
+	}
 	for i := range len(bounds) - 1 {
-		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start int64) {
-			if len(reqs) > maxKeys {
-				return
-			}
+		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start, end int64) error {
 			c, step := &current[r], s.levels[r].step
-			if start >= c.end {
-				c.start = floor(start, step*buckets)
-				c.end = c.start + step*buckets
-				c.index = int64(len(reqs))
-				reqs = append(reqs, request{level: r, chunk: c.start / (step * buckets), targets: make([]int32, buckets)})
+			width := step * buckets
+			for start < end {
+				if start >= c.end {
+					if len(reqs) >= most {
+						return ErrTooMany
+					}
+					c.start = floor(start, width)
+					c.end = c.start + width
+					c.index = int64(len(reqs))
+					reqs = append(reqs, request{level: r, chunk: c.start / width, targets: make([]int32, buckets)})
+				}
+				q := &reqs[c.index]
+				first, until := (start-c.start)/step, (min(end, c.end)-c.start)/step
+				for bucket := first; bucket < until; bucket++ {
+					q.targets[bucket] = int32(i) + 1
+				}
+				q.wanted += int(until - first)
+				start = min(end, c.end)
 			}
-			q := &reqs[c.index]
-			q.targets[(start-c.start)/step] = int32(i) + 1
-			q.wanted++
+			return nil
 		})
 		if err != nil {
 			return nil, err
-		}
-		if len(reqs) > maxKeys {
-			return nil, ErrTooMany
 		}
 	}
 	return reqs, nil
@@ -91,16 +100,9 @@ func (s *Store) limit(now int64) int64 {
 	return ceil(now+int64(s.opts.MaxFuture/time.Second)+1, s.levels[len(s.levels)-1].step)
 }
 
-// fetch reads, in one round trip, what series have between bounds, and calls add for each bucket that is there.
-func (s *Store) fetch(ctx context.Context, kind byte, series []string, bounds []int64, now, buckets int64, add func(series, point int, v value) error) error {
-	reqs, err := s.requests(bounds, now, buckets)
-	if err != nil {
-		return err
-	}
-	if len(reqs)*len(series) > maxKeys {
-		return ErrTooMany
-	}
-	if len(reqs) == 0 {
+// fetch reads, in one round trip, what series have in some chunks, and calls add for each bucket that is there.
+func (s *Store) fetch(ctx context.Context, kind byte, series []string, reqs []request, buckets int64, add func(series, point int, v value) error) error {
+	if len(reqs)*len(series) == 0 {
 		return nil
 	}
 	noDump := s.noDump.Load()
@@ -134,6 +136,7 @@ func (s *Store) fetch(ctx context.Context, kind byte, series []string, bounds []
 	defer cancel()
 	var again []int
 	var pairs []pair
+	var err error
 	for i, r := range s.client.DoMulti(bound, cmds...) {
 		q := &reqs[i%len(reqs)]
 		pairs, err = pairsOf(pairs[:0], r, q, noDump)
@@ -324,7 +327,11 @@ func (s *Store) sum(ctx context.Context, kind byte, series string, from, to time
 	if err != nil {
 		return Covered{}, err
 	}
-	return covered, s.fetch(ctx, kind, []string{series}, bounds[:], now.Unix(), buckets, func(_, _ int, v value) error { return add(v) })
+	reqs, err := s.requests(bounds[:], now.Unix(), buckets, maxKeys)
+	if err != nil {
+		return Covered{}, err
+	}
+	return covered, s.fetch(ctx, kind, []string{series}, reqs, buckets, func(_, _ int, v value) error { return add(v) })
 }
 
 // wide is a sum of 128 bits: more than there are buckets to add up.

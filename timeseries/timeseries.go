@@ -42,7 +42,8 @@ var (
 	// ErrResolution means that no resolution that is kept for that long has a bucket border where one is asked for.
 	ErrResolution = errors.New("timeseries: no resolution can express this")
 
-	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000 keys.
+	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000 keys. Nothing was
+	// read.
 	ErrTooMany = errors.New("timeseries: too many points")
 )
 

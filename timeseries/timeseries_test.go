@@ -102,6 +102,46 @@ func TestWrite_ChecksItsArguments(t *testing.T) {
 	}
 }
 
+// TestReads_WhatIsTooMuchCostsNothing asks for a century in seconds: what is refused is not walked through first.
+func TestReads_WhatIsTooMuchCostsNothing(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{
+		Clock:       func() time.Time { return time.Date(2069, 1, 1, 0, 0, 0, 0, time.UTC) },
+		Resolutions: []Resolution{{time.Second, maxKeep}},
+	})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	ctx := t.Context()
+	from, to := time.Unix(1, 0), time.Date(2068, 12, 31, 23, 59, 59, 0, time.UTC)
+	many := make([]string, 20_001)
+	for name, ask := range map[string]func() error{
+		"sum":       func() error { _, err := s.Counter("x").Sum(ctx, from, to); return err },
+		"stats":     func() error { _, err := s.Stats("x").Sum(ctx, from, to); return err },
+		"count":     func() error { _, err := s.Distinct("x").Count(ctx, from, to); return err },
+		"union":     func() error { _, err := s.Distinct("x").Union(ctx, to.Add(-time.Hour), to, many...); return err },
+		"list":      func() error { _, err := s.Top("x").List(ctx, from, to, 3); return err },
+		"delete":    func() error { return s.Delete(ctx, "x", from.Truncate(time.Minute), to.Truncate(time.Minute)) },
+		"step":      func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Step: time.Second}); return err },
+		"wide step": func() error { _, err := s.Stats("x").Range(ctx, Range{From: from, To: to, Step: 1000 * time.Hour}); return err },
+		"days":      func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Day}); return err },
+		"years":     func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Year}); return err },
+		"keys of many": func() error {
+			_, err := s.RangeMany(ctx, Range{From: to.Add(-time.Hour), To: to, Step: time.Hour}, many...)
+			return err
+		},
+		"points of many": func() error {
+			_, err := s.RangeMany(ctx, Range{From: time.Unix(0, 0).AddDate(-100, 0, 0), To: time.Unix(0, 0).AddDate(-90, 0, 0), Step: 24 * time.Hour}, many...)
+			return err
+		},
+	} {
+		began := time.Now()
+		require.ErrorIs(t, ask(), ErrTooMany, name)
+		require.Less(t, time.Since(began), 2*time.Second, name) // milliseconds, on a machine that does nothing else
+	}
+}
+
 func TestKeys_DoNotCollide(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}
@@ -169,18 +209,24 @@ func TestLevels_CoverIsWhatItSaysAndKept(t *testing.T) {
 		} else {
 			require.Equal(t, ls.horizon(now), from)
 		}
-		at, blocks := from, 0
-		require.NoError(t, ls.cover(from, to, now, func(level int, start int64) {
+		at, rows := from, 0
+		require.NoError(t, ls.cover(from, to, now, func(level int, start, end int64) error {
 			l := ls[level]
 			// What Redis keeps: the key of a chunk lives at least until its last bucket's end, Keep and a step.
-			if start != at || start%l.step != 0 || l.expires(start+l.step) <= now+l.step-1 {
+			if start != at || start%l.step != 0 || end <= start || end%l.step != 0 || l.expires(start+l.step) <= now+l.step-1 {
 				require.Fail(t, "gap, overlap or gone", "seed %d: level %d start %d at %d now %d", seed, level, start, at, now)
 			}
-			at += l.step
-			blocks++
+			for coarser := level + 1; coarser < len(ls); coarser++ {
+				if c := ls[coarser].step; start%c == 0 && start+c <= to && ls[coarser].kept(start, now) || floor(end-1, c) != floor(start, c) {
+					require.Fail(t, "too fine", "seed %d: level %d from %d to %d", seed, level, start, end)
+				}
+			}
+			at = end
+			rows++
+			return nil
 		}))
 		require.Equal(t, max(from, to), at)
-		require.LessOrEqual(t, int64(blocks), (to-from)/top.step+1+2*int64(len(ls))*400)
+		require.LessOrEqual(t, rows, 2*len(ls))
 	}
 }
 
@@ -191,7 +237,10 @@ func TestLevels_PrefersLargeBuckets(t *testing.T) {
 	midnight := floor(now, 86400)
 	to := ls.snap(now, now)
 	count := map[int]int{}
-	require.NoError(t, ls.cover(midnight, to, now, func(level int, _ int64) { count[level]++ }))
+	require.NoError(t, ls.cover(midnight, to, now, func(level int, start, end int64) error {
+		count[level] += int((end - start) / ls[level].step)
+		return nil
+	}))
 	require.Equal(t, map[int]int{0: 2, 1: 13, 2: 22}, count, "22:13:20")
 }
 
