@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	_ "time/tzdata" // the tests' own: users bring theirs
@@ -140,6 +141,71 @@ func TestReads_WhatIsTooMuchCostsNothing(t *testing.T) {
 		require.ErrorIs(t, ask(), ErrTooMany, name)
 		require.Less(t, time.Since(began), 2*time.Second, name) // milliseconds, on a machine that does nothing else
 	}
+}
+
+// TestLane_CountsEachOfMany counts in few buckets from several goroutines, while batches are taken away to be written.
+func TestLane_CountsEachOfMany(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	for i := range s.lanes {
+		s.lanes[i].sending = true // by this test
+	}
+	const workers, events = 8, 20_000
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range events {
+				n := int64(i%3 - 1)
+				if i%1000 == w { // twice as large would overflow: it becomes an op of its own
+					n = math.MaxInt64 / 2
+				}
+				if err := s.Counter("x").IncrAt(t.Context(), time.Unix(1e9-int64(i%4*10), 0), n); err != nil {
+					panic(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	var sum wide
+	var counted int64
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		for i := range s.lanes {
+			l := &s.lanes[i]
+			l.mu.Lock()
+			b := l.next
+			l.next = nil
+			l.mu.Unlock()
+			if b == nil {
+				continue
+			}
+			for _, o := range b.list {
+				sum.add(o.n.Load())
+				counted += o.events.Load()
+			}
+		}
+	}
+	require.EqualValues(t, workers*events, counted)
+	var want wide
+	for w := range workers {
+		for i := range events {
+			if i%1000 == w {
+				want.add(math.MaxInt64 / 2)
+			} else {
+				want.add(int64(i%3 - 1))
+			}
+		}
+	}
+	require.Equal(t, want, sum)
 }
 
 func TestKeys_DoNotCollide(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -50,12 +51,12 @@ type lane struct {
 	s    *Store
 	wake chan struct{} // ends a wait for FlushEvery
 
-	mu      sync.Mutex
+	mu      sync.RWMutex // for reading: others may add to counters of next meanwhile
 	next    *batch
 	current *batch // under way
 	sending bool
 	hurry   bool // somebody waits for Flush or Close
-	_       [40]byte
+	_       [64]byte
 }
 
 // batch is what one round trip writes.
@@ -63,7 +64,6 @@ type batch struct {
 	ops   map[opKey]*op
 	list  []*op
 	size  int // ops and members
-	calls int
 	done  chan struct{}
 }
 
@@ -76,10 +76,10 @@ type opKey struct {
 // op is what all events of one kind, series and bucket add up to.
 type op struct {
 	opKey
-	n       int64            // of a counter
+	n       atomic.Int64     // of a counter
 	stats   cell             // of stats
 	members map[string]int64 // of a distinct count or a top list
-	events  int64
+	events  atomic.Int64
 	err     error
 	again   bool // Redis has surely not taken it, but may later
 }
@@ -117,11 +117,21 @@ func (c Counter) IncrAt(ctx context.Context, t time.Time, n int64) error {
 	if n == math.MinInt64 {
 		return fmt.Errorf("timeseries: incr: n is %d: %w", n, ErrOverflow)
 	}
-	return c.s.write(ctx, "incr", kindCounter, c.series, t, 0, func(o *op) bool {
-		var ok bool
-		o.n, ok = add(o.n, n)
-		return ok
-	})
+	return c.s.write(ctx, "incr", kindCounter, c.series, t, 0, func(o *op) bool { return o.count(n) })
+}
+
+// count adds n to a counter, unless that overflows. Several may do so at the same time.
+func (o *op) count(n int64) bool {
+	for {
+		before := o.n.Load()
+		sum, ok := add(before, n)
+		if !ok {
+			return false
+		}
+		if o.n.CompareAndSwap(before, sum) {
+			return true
+		}
+	}
 }
 
 // add returns a+b, or a if that overflows. The least int64 counts as overflow: its negative, which undoes it, is none.
@@ -220,9 +230,12 @@ func (s *Store) write(ctx context.Context, what string, kind byte, series string
 	l := &s.lanes[maphash.String(seed, series)%uint64(len(s.lanes))]
 	k := opKey{series, floor(t.Unix(), s.levels[0].step), kind}
 
-	l.mu.Lock()
-	b, o, err := l.add(k, members, merge)
-	l.mu.Unlock()
+	b, o := l.join(k, merge)
+	if o == nil {
+		l.mu.Lock()
+		b, o, err = l.add(k, members, merge)
+		l.mu.Unlock()
+	}
 	switch {
 	case errors.Is(err, ErrFull):
 		s.drop(ctx, 1, err)
@@ -255,7 +268,27 @@ func (s *Store) checkTime(t, now time.Time) error {
 	return nil
 }
 
-// add merges into an op of the next batch. l.mu is held.
+// join merges into a counter's op that the next batch has already, or returns nil. Many may do so at once: those who count in a busy
+// series would spend their time waiting for a lock.
+func (l *lane) join(k opKey, merge func(*op) bool) (*batch, *op) {
+	if k.kind != kindCounter {
+		return nil, nil
+	}
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	b := l.next
+	if b == nil || l.s.closed.Load() {
+		return nil, nil
+	}
+	o := b.ops[k]
+	if o == nil || !merge(o) {
+		return nil, nil
+	}
+	o.events.Add(1)
+	return b, o
+}
+
+// add merges into an op of the next batch, or of a new one. l.mu is held.
 func (l *lane) add(k opKey, members int, merge func(*op) bool) (*batch, *op, error) {
 	if l.s.closed.Load() {
 		return nil, nil, ErrClosed
@@ -290,8 +323,7 @@ func (l *lane) add(k opKey, members int, merge func(*op) bool) (*batch, *op, err
 	} else {
 		l.grow(len(o.members) - before)
 	}
-	b.calls++
-	o.events++
+	o.events.Add(1)
 	if !l.sending {
 		l.sending = true
 		l.s.senders.Go(l.send)
@@ -344,13 +376,15 @@ func (l *lane) send() {
 // gather lets callers run who have just been woken, or are about to call, as long as more of them come. Else the first would
 // have a round trip for itself, and the others wait for it.
 func (l *lane) gather() {
-	calls := 0
+	calls := int64(0)
 	for range gatherRounds {
 		runtime.Gosched()
 		l.mu.Lock()
-		more := 0
+		more := int64(0)
 		if l.next != nil {
-			more = l.next.calls
+			for _, o := range l.next.list {
+				more += o.events.Load()
+			}
 		}
 		l.mu.Unlock()
 		if more <= calls {
@@ -397,7 +431,10 @@ func (l *lane) keep(b *batch) {
 			before = len(n.members)
 		}
 		if n == nil || !n.mergeOp(o) {
-			l.put(&op{opKey: o.opKey, n: o.n, stats: o.stats, members: o.members, events: o.events})
+			c := &op{opKey: o.opKey, stats: o.stats, members: o.members} // who waits for o still looks at its error
+			c.n.Store(o.n.Load())
+			c.events.Store(o.events.Load())
+			l.put(c)
 		} else {
 			l.grow(len(n.members) - before)
 		}
@@ -407,8 +444,7 @@ func (l *lane) keep(b *batch) {
 func (o *op) mergeOp(d *op) bool {
 	switch o.kind {
 	case kindCounter:
-		var ok bool
-		if o.n, ok = add(o.n, d.n); !ok {
+		if !o.count(d.n.Load()) {
 			return false
 		}
 	case kindStats:
@@ -420,7 +456,7 @@ func (o *op) mergeOp(d *op) bool {
 			o.members[m] = min(o.members[m]+n, maxExact)
 		}
 	}
-	o.events += d.events
+	o.events.Add(d.events.Load())
 	return true
 }
 
@@ -463,14 +499,15 @@ func (s *Store) trip(b *batch) {
 	err := s.tripOf(ctx, b)
 	var events int64
 	for _, o := range b.list {
-		events += o.events
+		n := o.events.Load()
+		events += n
 		switch {
 		case o.err == nil:
-			s.totals.written.Add(o.events)
+			s.totals.written.Add(n)
 		case s.opts.FlushEvery > 0 && mayPass(o.err) && !s.closed.Load():
 			o.again = true
 		default:
-			s.drop(ctx, o.events, o.err)
+			s.drop(ctx, n, o.err)
 		}
 	}
 	if s.opts.Hooks.Write != nil {
@@ -526,14 +563,16 @@ func split(list []*op) []*op {
 		if parts == nil {
 			parts = slices.Clone(list[:i])
 		}
-		left, events := len(o.members), o.events
+		left, events := len(o.members), o.events.Load()
 		for names := range slices.Chunk(slices.Collect(maps.Keys(o.members)), maxCallMembers) {
-			p := &op{opKey: o.opKey, members: make(map[string]int64, len(names)), events: events * int64(len(names)) / int64(left)}
+			share := events * int64(len(names)) / int64(left)
+			p := &op{opKey: o.opKey, members: make(map[string]int64, len(names))}
+			p.events.Store(share)
 			for _, m := range names {
 				p.members[m] = o.members[m]
 			}
 			left -= len(names)
-			events -= p.events
+			events -= share
 			parts = append(parts, p)
 		}
 	}
@@ -720,7 +759,7 @@ func (w *writer) add(o *op) {
 	w.begin(o)
 	switch o.kind {
 	case kindCounter:
-		w.operation(o, strconv.FormatInt(o.n, 10))
+		w.operation(o, strconv.FormatInt(o.n.Load(), 10))
 	case kindStats:
 		w.operation(o, strconv.FormatInt(o.stats.count, 10), formatFloat(o.stats.sum), formatFloat(o.stats.least), formatFloat(o.stats.most))
 	case kindDistinct:
