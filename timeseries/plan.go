@@ -63,15 +63,18 @@ var errPlan = errors.New("interval is not made of buckets")
 func (ls levels) cover(from, to, now int64, emit func(level int, start, end int64) error) error {
 	for from < to {
 		r := len(ls) - 1
-		for r >= 0 && (from%ls[r].step != 0 || from+ls[r].step > to || !ls[r].kept(from, now)) {
+		for r >= 0 && (from+ls[r].step > to || from%ls[r].step != 0 || !ls[r].kept(from, now)) {
 			r--
 		}
 		if r < 0 {
 			return errPlan
 		}
-		end := floor(to, ls[r].step)
-		if r+1 < len(ls) { // where the next coarser level may go on
-			end = min(end, ceil(from+1, ls[r+1].step))
+		end := from + ls[r].step
+		if end < to {
+			end = floor(to, ls[r].step)
+			if r+1 < len(ls) { // where the next coarser level may go on
+				end = min(end, ceil(from+1, ls[r+1].step))
+			}
 		}
 		if err := emit(r, from, end); err != nil {
 			return err

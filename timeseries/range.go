@@ -141,10 +141,11 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 	for i := range all {
 		sums[i] = make([]wide, len(f.bounds)-1)
 		all[i] = Series{Points: make([]Point, len(f.bounds)-1), Step: f.step, At: f.at, Covered: f.covered}
+		end := f.start(0)
 		for j := range all[i].Points {
 			p := &all[i].Points[j]
-			p.Start, p.End, p.Partial = f.start(j), f.start(j+1), f.partial(j)
-			p.Missing = true
+			p.Start, end = end, f.start(j+1)
+			p.End, p.Partial, p.Missing = end, f.partial(j), true
 		}
 	}
 	err = s.fetch(ctx, kindCounter, series, f.reqs, f.buckets, func(i, j int, v value) error {

@@ -52,6 +52,14 @@ type request struct {
 	wanted  int
 }
 
+// want notes that some buckets, n from the first on, are for a point.
+func (q *request) want(first, n int64, point int) {
+	for i := range q.targets[first : first+n] {
+		q.targets[first+int64(i)] = int32(point) + 1
+	}
+	q.wanted += int(n)
+}
+
 // requests returns what to read for points that lie between bounds, each border being one that snap would return. If it were more
 // than most it is ErrTooMany, before it is made.
 func (s *Store) requests(bounds []int64, now, buckets int64, most int) ([]request, error) {
@@ -60,12 +68,22 @@ func (s *Store) requests(bounds []int64, now, buckets int64, most int) ([]reques
 	for r := range current {
 		current[r].end = math.MinInt64
 	}
+	var spare []int32                        // to make targets of
+	last, covered := 0, int64(math.MinInt64) // the level of the last row, and its end
 	limit := s.limit(now)
 	if largest := s.levels[len(s.levels)-1].step * buckets; (min(bounds[len(bounds)-1], limit)-bounds[0])/largest > int64(most) {
 		return nil, ErrTooMany
 	}
 	for i := range len(bounds) - 1 {
-		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start, end int64) error {
+		from, to := bounds[i], min(bounds[i+1], limit)
+		if c, step := &current[last], s.levels[last].step; from == covered && to-from == step && to <= c.end {
+			// As in most charts, the point is the next bucket. It is kept, for the one before it is.
+			reqs[c.index].want((from-c.start)/step, 1, i)
+			covered = to
+			continue
+		}
+		err := s.levels.cover(from, to, now, func(r int, start, end int64) error {
+			last, covered = r, end
 			c, step := &current[r], s.levels[r].step
 			width := step * buckets
 			for start < end {
@@ -76,15 +94,14 @@ func (s *Store) requests(bounds []int64, now, buckets int64, most int) ([]reques
 					c.start = floor(start, width)
 					c.end = c.start + width
 					c.index = int64(len(reqs))
-					reqs = append(reqs, request{level: r, chunk: c.start / width, targets: make([]int32, buckets)})
+					if spare = spare[min(int(buckets), len(spare)):]; len(spare) == 0 {
+						spare = make([]int32, 8*buckets)
+					}
+					reqs = append(reqs, request{level: r, chunk: c.start / width, targets: spare[:buckets]})
 				}
-				q := &reqs[c.index]
-				first, until := (start-c.start)/step, (min(end, c.end)-c.start)/step
-				for bucket := first; bucket < until; bucket++ {
-					q.targets[bucket] = int32(i) + 1
-				}
-				q.wanted += int(until - first)
-				start = min(end, c.end)
+				until := min(end, c.end)
+				reqs[c.index].want((start-c.start)/step, (until-start)/step, i)
+				start = until
 			}
 			return nil
 		})

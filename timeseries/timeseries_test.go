@@ -118,16 +118,28 @@ func TestReads_WhatIsTooMuchCostsNothing(t *testing.T) {
 	from, to := time.Unix(1, 0), time.Date(2068, 12, 31, 23, 59, 59, 0, time.UTC)
 	many := make([]string, 20_001)
 	for name, ask := range map[string]func() error{
-		"sum":       func() error { _, err := s.Counter("x").Sum(ctx, from, to); return err },
-		"stats":     func() error { _, err := s.Stats("x").Sum(ctx, from, to); return err },
-		"count":     func() error { _, err := s.Distinct("x").Count(ctx, from, to); return err },
-		"union":     func() error { _, err := s.Distinct("x").Union(ctx, to.Add(-time.Hour), to, many...); return err },
-		"list":      func() error { _, err := s.Top("x").List(ctx, from, to, 3); return err },
-		"delete":    func() error { return s.Delete(ctx, "x", from.Truncate(time.Minute), to.Truncate(time.Minute)) },
-		"step":      func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Step: time.Second}); return err },
-		"wide step": func() error { _, err := s.Stats("x").Range(ctx, Range{From: from, To: to, Step: 1000 * time.Hour}); return err },
-		"days":      func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Day}); return err },
-		"years":     func() error { _, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Year}); return err },
+		"sum":    func() error { _, err := s.Counter("x").Sum(ctx, from, to); return err },
+		"stats":  func() error { _, err := s.Stats("x").Sum(ctx, from, to); return err },
+		"count":  func() error { _, err := s.Distinct("x").Count(ctx, from, to); return err },
+		"union":  func() error { _, err := s.Distinct("x").Union(ctx, to.Add(-time.Hour), to, many...); return err },
+		"list":   func() error { _, err := s.Top("x").List(ctx, from, to, 3); return err },
+		"delete": func() error { return s.Delete(ctx, "x", from.Truncate(time.Minute), to.Truncate(time.Minute)) },
+		"step": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Step: time.Second})
+			return err
+		},
+		"wide step": func() error {
+			_, err := s.Stats("x").Range(ctx, Range{From: from, To: to, Step: 1000 * time.Hour})
+			return err
+		},
+		"days": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Day})
+			return err
+		},
+		"years": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Year})
+			return err
+		},
 		"keys of many": func() error {
 			_, err := s.RangeMany(ctx, Range{From: to.Add(-time.Hour), To: to, Step: time.Hour}, many...)
 			return err
@@ -293,6 +305,64 @@ func TestLevels_CoverIsWhatItSaysAndKept(t *testing.T) {
 		}))
 		require.Equal(t, max(from, to), at)
 		require.LessOrEqual(t, rows, 2*len(ls))
+	}
+}
+
+// TestRequests_AskForEachSecondOnce has charts of equal and of random points.
+func TestRequests_AskForEachSecondOnce(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(100) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		s := &Store{levels: testLevels[r.IntN(len(testLevels))], opts: Options{MaxFuture: time.Minute}}
+		now, buckets := 1_700_000_000+r.Int64N(10_000), []int64{16, 50, 120}[r.IntN(3)]
+		l := s.levels[r.IntN(len(s.levels))]
+		bounds := []int64{s.levels.snap(now-r.Int64N(2*l.keep), now)}
+		if r.IntN(2) == 0 {
+			bounds[0] = floor(bounds[0], l.step)
+		}
+		for int64(len(bounds)) < 4+10_000/l.step {
+			next := bounds[len(bounds)-1] + l.step
+			if r.IntN(10) == 0 {
+				next += r.Int64N(3 * l.step)
+			}
+			bounds = append(bounds, s.levels.snap(next, now))
+		}
+		bounds[0] = s.levels.snap(bounds[0], now)
+		reqs, err := s.requests(bounds, now, buckets, maxKeys)
+		require.NoError(t, err)
+		points := map[int64]int{} // of each second
+		for _, q := range reqs {
+			step, wanted := s.levels[q.level].step, 0
+			require.Len(t, q.targets, int(buckets))
+			for i, target := range q.targets {
+				if target == 0 {
+					continue
+				}
+				wanted++
+				for second := range step {
+					at := (q.chunk*buckets+int64(i))*step + second
+					if points[at] != 0 {
+						require.Fail(t, "read twice", "seed %d: %d", seed, at)
+					}
+					points[at] = int(target)
+				}
+			}
+			require.Equal(t, wanted, q.wanted)
+			require.Positive(t, wanted)
+		}
+		last := min(bounds[len(bounds)-1], s.limit(now))
+		require.Len(t, points, int(max(0, last-bounds[0])), "seed %d", seed)
+		for i := range len(bounds) - 1 {
+			for at := bounds[i]; at < min(bounds[i+1], last); at++ {
+				if points[at] != i+1 {
+					require.Equal(t, i+1, points[at], "seed %d: %d", seed, at)
+				}
+			}
+		}
+		if len(reqs) > 1 {
+			_, err = s.requests(bounds, now, buckets, len(reqs)-1)
+			require.ErrorIs(t, err, ErrTooMany)
+		}
 	}
 }
 

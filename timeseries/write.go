@@ -61,10 +61,10 @@ type lane struct {
 
 // batch is what one round trip writes.
 type batch struct {
-	ops   map[opKey]*op
-	list  []*op
-	size  int // ops and members
-	done  chan struct{}
+	ops  map[opKey]*op
+	list []*op
+	size int // ops and members
+	done chan struct{}
 }
 
 type opKey struct {
