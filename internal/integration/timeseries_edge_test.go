@@ -2,7 +2,11 @@ package integration
 
 import (
 	"context"
+	"maps"
 	"math"
+	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,6 +87,102 @@ func expiresAt(t *testing.T, client rueidis.Client, key string) int64 {
 	return at
 }
 
+// TestTimeseries_ExpiriesAreAbsolute: the end of what a key may hold, Keep and Step, whenever and however often it is written.
+func TestTimeseries_ExpiriesAreAbsolute(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client, prefix := redistest.Shared(t).Client(t), redistest.Prefix(t)
+	s := newTimeseries(t, client, timeseries.Options{Prefix: prefix, Resolutions: timeseriesShort, TopSize: 7})
+	now := timeseriesNow(t, s)
+	for range 2 {
+		for _, age := range []time.Duration{0, time.Minute, 20 * time.Minute, 20 * time.Hour} {
+			require.NoError(t, s.Counter("x").IncrAt(ctx, now.Add(-age), 1))
+			require.NoError(t, s.Stats("x").ObserveAt(ctx, now.Add(-age), 1))
+			require.NoError(t, s.Distinct("x").AddAt(ctx, now.Add(-age), "m", age.String()))
+			require.NoError(t, s.Top("x").AddAt(ctx, now.Add(-age), age.String(), 1))
+		}
+	}
+	name := regexp.MustCompile(`\}:([csdt])(\d+)(?:x(\d+))?:(\d+)$`)
+	seen := map[string]int{}
+	timeseriesKeys(t, client, prefix+":{test:x}", func(_ rueidis.Client, key string, _ int64) {
+		m := name.FindStringSubmatch(key)
+		require.NotNil(t, m, key)
+		seen[m[1]]++
+		step, err := strconv.Atoi(m[2])
+		require.NoError(t, err)
+		n, err := strconv.Atoi(m[4])
+		require.NoError(t, err)
+		end := (n + 1) * step
+		if m[1] == "c" || m[1] == "s" {
+			require.Equal(t, "120", m[3])
+			end *= 120
+		}
+		keep := map[int]int{1: 180, 10: 1800, 60: 86400}[step]
+		require.EqualValues(t, (end+keep+step)*1000, expiresAt(t, client, key), key)
+	})
+	for _, kind := range []string{"c", "s", "d", "t"} {
+		require.GreaterOrEqual(t, seen[kind], 5, "%v", seen)
+	}
+}
+
+// TestTimeseries_LongStatisticsStaySmall has values whose texts are just short enough for a small hash, and just too long.
+func TestTimeseries_LongStatisticsStaySmall(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx := t.Context()
+		prefix := redistest.Prefix(t)
+		s := newTimeseries(t, client, timeseries.Options{Prefix: prefix, FlushEvery: time.Hour, Resolutions: []timeseries.Resolution{{Step: time.Second, Keep: time.Hour}}})
+		now := timeseriesNow(t, s).Truncate(time.Second)
+		r := rand.New(rand.NewPCG(11, 12))
+		const buckets = 1500
+		var want [buckets]timeseries.StatsTotal
+		for round := range 2 {
+			for i := range buckets {
+				v := (r.Float64() - 0.5) * math.Pow(10, float64(r.IntN(30)))
+				if digits := r.IntN(18); digits > 0 { // of any number of digits
+					var err error
+					v, err = strconv.ParseFloat(strconv.FormatFloat(v, 'e', digits, 64), 64)
+					require.NoError(t, err)
+				}
+				require.NoError(t, s.Stats("x").ObserveAt(ctx, now.Add(-time.Duration(i)*time.Second), v))
+				w := &want[i]
+				if round == 0 {
+					w.Min, w.Max = v, v
+				}
+				w.Count, w.Sum, w.Min, w.Max = w.Count+1, w.Sum+v, min(w.Min, v), max(w.Max, v)
+			}
+			require.NoError(t, s.Flush(ctx))
+		}
+		texts := map[int]int{} // of each length
+		timeseriesKeys(t, client, prefix+":{test:x}", func(node rueidis.Client, key string, _ int64) {
+			encoding, err := node.Do(ctx, node.B().ObjectEncoding().Key(key).Build()).ToString()
+			require.NoError(t, err)
+			require.Equal(t, "listpack", encoding)
+			values, err := node.Do(ctx, node.B().Hvals().Key(key).Build()).AsStrSlice()
+			require.NoError(t, err)
+			for _, v := range values {
+				if v[0] == 'b' {
+					require.Len(t, v, 33)
+				} else {
+					texts[len(v)]++
+				}
+				texts[0]++
+			}
+		})
+		require.Equal(t, buckets, texts[0])
+		require.Positive(t, texts[64], "%v", texts)
+		longest := slices.Max(slices.Collect(maps.Keys(texts)))
+		require.Equal(t, 64, longest, "what is longer is packed")
+		for i, w := range want {
+			at := now.Add(-time.Duration(i) * time.Second)
+			got, err := s.Stats("x").Sum(ctx, at, at.Add(time.Second))
+			require.NoError(t, err)
+			w.Covered = got.Covered
+			require.Equal(t, w, got, "to the last bit")
+		}
+	})
+}
+
 func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 	t.Parallel()
 	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
@@ -105,6 +205,13 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 			require.Equal(t, i > 0, p.Missing, "%+v", p)
 		}
 		require.NoError(t, c.IncrAt(ctx, hour.Add(time.Minute), -7), "down is free")
+		down := s.Counter("down")
+		require.NoError(t, down.IncrAt(ctx, hour, -math.MaxInt64))
+		require.ErrorIs(t, down.IncrAt(ctx, hour.Add(time.Minute), -7), timeseries.ErrOverflow)
+		fallen, err := down.Range(ctx, timeseries.Range{From: hour, To: hour.Add(2 * time.Minute), Step: 10 * time.Second})
+		require.NoError(t, err)
+		require.EqualValues(t, -math.MaxInt64, fallen.Points[0].Value)
+		require.True(t, fallen.Points[6].Missing)
 		require.NoError(t, c.IncrAt(ctx, hour.Add(time.Hour), 10), "so is the next hour")
 		_, err = c.Sum(ctx, hour, now)
 		require.ErrorIs(t, err, timeseries.ErrOverflow, "an answer never wraps")
@@ -122,7 +229,7 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, 5, stats.Count)
 		require.Equal(t, []float64{-math.Pi, math.MaxFloat64}, []float64{stats.Min, stats.Max})
-		require.Equal(t, timeseries.Totals{Written: 9, Refused: 2}, s.Totals())
+		require.Equal(t, timeseries.Totals{Written: 10, Refused: 3}, s.Totals())
 	})
 }
 

@@ -224,7 +224,7 @@ func TestTimeseries_ConnectionsAreKilled(t *testing.T) {
 			gathered := startTimeseriesLoad(t, gathering, "gathered")
 			for range 20 {
 				for _, node := range nodes {
-					_ = node.Do(t.Context(), node.B().ScriptFlush().Build()).Error()                                              // its connection may have been killed
+					_ = node.Do(t.Context(), node.B().ScriptFlush().Build()).Error()                                                  // its connection may have been killed
 					_ = node.Do(t.Context(), node.B().Arbitrary("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Build()).Error() // likewise
 				}
 				for _, l := range loads {
