@@ -65,29 +65,31 @@ func (c *cell) addValue(v value) error {
 }
 
 func cellOf(v value) (c cell, err error) {
-	if !v.isText {
-		return c, errReply
-	}
-	if len(v.text) == 33 && v.text[0] == 'b' {
+	switch {
+	case !v.isText:
+		err = errReply
+	case len(v.text) == 33 && v.text[0] == 'b':
 		float := func(i int) float64 {
 			return math.Float64frombits(binary.LittleEndian.Uint64([]byte(v.text[1+8*i : 9+8*i])))
 		}
-		return cell{int64(float(0)), float(1), float(2), float(3)}, nil
-	}
-	count, rest, _ := strings.Cut(v.text, " ")
-	sum, rest, _ := strings.Cut(rest, " ")
-	least, most, _ := strings.Cut(rest, " ")
-	c.count, err = strconv.ParseInt(count, 10, 64)
-	for _, f := range []struct {
-		to   *float64
-		text string
-	}{{&c.sum, sum}, {&c.least, least}, {&c.most, most}} {
-		if err == nil {
-			*f.to, err = strconv.ParseFloat(f.text, 64)
+		c = cell{int64(float(0)), float(1), float(2), float(3)}
+	default:
+		count, rest, _ := strings.Cut(v.text, " ")
+		sum, rest, _ := strings.Cut(rest, " ")
+		least, most, _ := strings.Cut(rest, " ")
+		c.count, err = strconv.ParseInt(count, 10, 64)
+		for _, f := range []struct {
+			to   *float64
+			text string
+		}{{&c.sum, sum}, {&c.least, least}, {&c.most, most}} {
+			if err == nil {
+				*f.to, err = strconv.ParseFloat(f.text, 64)
+			}
 		}
 	}
-	if err != nil {
-		return cell{}, errReply
+	finite := c.sum-c.sum == 0 && c.least-c.least == 0 && c.most-c.most == 0
+	if err != nil || c.count < 1 || c.count > maxExact || !finite {
+		return cell{}, errReply // it is not ours
 	}
 	return c, nil
 }

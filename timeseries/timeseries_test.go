@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -166,7 +167,7 @@ func TestLane_CountsEachOfMany(t *testing.T) {
 	for i := range s.lanes {
 		s.lanes[i].sending = true // by this test
 	}
-	const workers, events = 8, 20_000
+	const workers, events = 8, 50_000
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
@@ -577,11 +578,43 @@ func TestCell_IsReadAsWritten(t *testing.T) {
 	c, err := cellOf(value{text: "3 0.30000000000000004 -1e+300 1e-05", isText: true})
 	require.NoError(t, err)
 	require.Equal(t, cell{3, 0.30000000000000004, -1e300, 1e-5}, c)
-	for _, bad := range []value{{}, {text: "1 2 3", isText: true}, {text: "x 1 1 1", isText: true}, {text: "b", isText: true}, {text: "1 2 3 4 5", isText: true}} {
+	for _, bad := range []value{
+		{},
+		{text: "1 2 3", isText: true},
+		{text: "x 1 1 1", isText: true},
+		{text: "b", isText: true},
+		{text: "1 2 3 4 5", isText: true},
+		{text: "0 1 1 1", isText: true},
+		{text: "-1 1 1 1", isText: true},
+		{text: "9007199254740993 1 1 1", isText: true},
+		{text: "1 NaN 1 1", isText: true},
+		{text: "1 1 -Inf 1", isText: true},
+		{text: "b" + strings.Repeat("\xff", 32), isText: true},
+	} {
 		_, err := cellOf(bad)
 		require.ErrorIs(t, err, errReply)
 	}
 	require.ErrorIs(t, (&cell{1, math.MaxFloat64, 0, 0}).addValue(value{text: "1 1e308 1 1", isText: true}), ErrOverflow)
+}
+
+// FuzzCell: what is taken for a bucket of statistics could have been written, and is the same if it is written again.
+func FuzzCell(f *testing.F) {
+	f.Add("3 0.30000000000000004 -1e+300 1e-05")
+	f.Add("b" + strings.Repeat("\x00", 6) + "\xf0\x3f" + strings.Repeat("\x00", 24))
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := cellOf(value{text: text, isText: true})
+		if err != nil {
+			return
+		}
+		again, err := cellOf(value{text: strconv.FormatInt(c.count, 10) + " " + formatFloat(c.sum) + " " + formatFloat(c.least) + " " + formatFloat(c.most), isText: true})
+		if err != nil || c != again || c.count < 1 {
+			t.Fatalf("%q: %+v, %+v, %v", text, c, again, err)
+		}
+		var all cell
+		if !all.merge(c) || all != c {
+			t.Fatalf("%+v", all)
+		}
+	})
 }
 
 func TestAdd_NeverWraps(t *testing.T) {
