@@ -187,7 +187,8 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 	t.Parallel()
 	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
 		ctx := t.Context()
-		s := newTimeseries(t, client, timeseries.Options{})
+		prefix := redistest.Prefix(t)
+		s := newTimeseries(t, client, timeseries.Options{Prefix: prefix})
 		c := s.Counter("c")
 		now := timeseriesNow(t, s)
 		hour := now.Add(-2 * time.Hour).Truncate(time.Hour)
@@ -229,7 +230,18 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, 5, stats.Count)
 		require.Equal(t, []float64{-math.Pi, math.MaxFloat64}, []float64{stats.Min, stats.Max})
-		require.Equal(t, timeseries.Totals{Written: 10, Refused: 3}, s.Totals())
+		full := s.Stats("full")
+		require.NoError(t, full.ObserveAt(ctx, hour, 1))
+		timeseriesKeys(t, client, prefix+":{test:full}", func(node rueidis.Client, key string, _ int64) {
+			fields, err := node.Do(ctx, node.B().Hkeys().Key(key).Build()).AsStrSlice()
+			require.NoError(t, err)
+			require.NoError(t, node.Do(ctx, node.B().Hset().Key(key).FieldValue().FieldValue(fields[0], "9007199254740991 1 1 1").Build()).Error())
+		})
+		require.ErrorIs(t, full.ObserveAt(ctx, hour, 1), timeseries.ErrOverflow, "a float64 cannot count on")
+		stats, err = full.Sum(ctx, hour, hour.Add(time.Hour))
+		require.NoError(t, err)
+		require.EqualValues(t, 1<<53-1, stats.Count)
+		require.Equal(t, timeseries.Totals{Written: 11, Refused: 4}, s.Totals())
 	})
 }
 
