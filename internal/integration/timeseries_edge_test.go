@@ -439,6 +439,19 @@ func TestTimeseries_TopIsWithinItsBounds(t *testing.T) {
 	}
 }
 
+func TestTimeseries_TopStopsCountingWhereFloatsDo(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{TopSize: 1})
+	hour := timeseriesNow(t, s).Truncate(time.Hour)
+	for _, member := range []string{"a", "a", "b"} { // which takes the place of a
+		require.NoError(t, s.Top("x").AddAt(ctx, hour, member, 1<<53))
+		list, err := s.Top("x").List(ctx, hour, hour.Add(time.Hour), 1)
+		require.NoError(t, err)
+		require.Equal(t, []timeseries.Ranked{{Member: member, Count: 1 << 53, Error: 1 << 53}}, list.Ranked)
+	}
+}
+
 func TestTimeseries_DeletesWhatItIsTold(t *testing.T) {
 	t.Parallel()
 	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
@@ -482,6 +495,25 @@ func TestTimeseries_DeletesWhatItIsTold(t *testing.T) {
 		total, err := s.Counter("y").Sum(ctx, hour, now)
 		require.NoError(t, err)
 		require.EqualValues(t, 4, total.Value)
+
+		// The first and the last hour of a chunk of minutes, which are two.
+		even := now.Add(-8 * time.Hour).Truncate(2 * time.Hour)
+		for n, from := range []time.Time{even, even.Add(time.Hour)} {
+			z := s.Counter("z" + strconv.Itoa(n))
+			for _, at := range []time.Time{even.Add(-30 * time.Minute), even.Add(30 * time.Minute), even.Add(90 * time.Minute), even.Add(150 * time.Minute)} {
+				require.NoError(t, z.IncrAt(ctx, at, 1))
+			}
+			require.NoError(t, s.Delete(ctx, "z"+strconv.Itoa(n), from, from.Add(time.Hour)))
+			for step, of := range map[time.Duration]int{time.Minute: 1, 30 * time.Minute: 30, time.Hour: 60} {
+				series, err := z.Range(ctx, timeseries.Range{From: even.Add(-time.Hour), To: even.Add(3 * time.Hour), Step: step})
+				require.NoError(t, err)
+				counted := map[int]int64{} // by hour
+				for i, p := range series.Points {
+					counted[i*of/60] += p.Value
+				}
+				require.Equal(t, map[int]int64{0: 1, 1: int64(n), 2: int64(1 - n), 3: 1}, counted, "%v", step)
+			}
+		}
 	})
 }
 

@@ -243,6 +243,56 @@ func TestTimeseries_AForbiddenCommandLeavesNoKeyWithoutExpiry(t *testing.T) {
 	timeseriesKeys(t, admin, prefix, func(_ rueidis.Client, key string, _ int64) { require.True(t, strings.HasSuffix(key, ":layout"), key) })
 }
 
+// TestTimeseries_WhatFailsLeavesItsNeighbours has operations that fail before, between and after others of their script.
+func TestTimeseries_WhatFailsLeavesItsNeighbours(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx := t.Context()
+		s := newTimeseries(t, client, timeseries.Options{FlushEvery: time.Hour})
+		hour := timeseriesNow(t, s).Truncate(time.Hour)
+		const series = 60
+		var names []string
+		for i := range series {
+			names = append(names, strconv.Itoa(i))
+		}
+		at := func(i int) time.Time { return hour.Add(-time.Duration(i%3) * time.Hour) }
+		for i := 0; i < series; i += 2 { // are full
+			require.NoError(t, s.Counter(names[i]).IncrAt(ctx, at(i), math.MaxInt64))
+			require.NoError(t, s.Stats(names[i]).ObserveAt(ctx, at(i), math.MaxFloat64))
+		}
+		require.NoError(t, s.Flush(ctx))
+		for i, name := range names {
+			require.NoError(t, s.Counter(name).IncrAt(ctx, at(i), int64(i+1)))
+			require.NoError(t, s.Stats(name).ObserveAt(ctx, at(i), math.MaxFloat64/4*3))
+			require.NoError(t, s.Distinct(name).AddAt(ctx, at(i), name))
+			require.NoError(t, s.Top(name).AddAt(ctx, at(i), name, int64(i+1)))
+		}
+		require.ErrorIs(t, s.Flush(ctx), timeseries.ErrOverflow)
+		require.Equal(t, timeseries.Totals{Written: series + series + 2*series, Refused: series}, s.Totals())
+		for i, name := range names {
+			from, to := at(i), at(i).Add(time.Hour)
+			total, err := s.Counter(name).Sum(ctx, from, to)
+			require.NoError(t, err)
+			stats, err := s.Stats(name).Sum(ctx, from, to)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, stats.Count)
+			if i%2 == 0 {
+				require.EqualValues(t, math.MaxInt64, total.Value)
+				require.InEpsilon(t, math.MaxFloat64, stats.Sum, 1e-15)
+			} else {
+				require.EqualValues(t, i+1, total.Value)
+				require.InEpsilon(t, math.MaxFloat64/4*3, stats.Sum, 1e-15)
+			}
+			distinct, err := s.Distinct(name).Count(ctx, from, to)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, distinct.Count)
+			top, err := s.Top(name).List(ctx, from, to, 3)
+			require.NoError(t, err)
+			require.Equal(t, []timeseries.Ranked{{Member: name, Count: int64(i + 1)}}, top.Ranked)
+		}
+	})
+}
+
 func TestTimeseries_AForeignBucketFailsAlone(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
