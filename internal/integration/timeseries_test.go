@@ -51,6 +51,11 @@ func timeseriesKeys(t *testing.T, client rueidis.Client, prefix string, fn func(
 		nodes = client.Nodes()
 	}
 	for _, node := range nodes {
+		role, err := node.Do(t.Context(), node.B().Role().Build()).ToArray()
+		require.NoError(t, err)
+		if name, _ := role[0].ToString(); name != "master" {
+			continue
+		}
 		for cursor := uint64(0); ; {
 			page, err := node.Do(t.Context(), node.B().Scan().Cursor(cursor).Match(prefix+":*").Count(1000).Build()).AsScanEntry()
 			require.NoError(t, err)
