@@ -221,6 +221,79 @@ func TestLane_CountsEachOfMany(t *testing.T) {
 	require.Equal(t, want, sum)
 }
 
+// TestLane_KeepsWhatRedisHasNotTaken merges what could not be written into what has come meanwhile.
+func TestLane_KeepsWhatRedisHasNotTaken(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	s.lanes = s.lanes[:1]
+	l := &s.lanes[0]
+	l.sending = true // by this test
+	ctx := t.Context()
+	add := func(series string, n int64) {
+		require.NoError(t, s.Counter(series).Incr(ctx, n))
+		require.NoError(t, s.Stats(series).Observe(ctx, float64(n)))
+		require.NoError(t, s.Distinct(series).Add(ctx, strconv.FormatInt(n, 10), "both"))
+		require.NoError(t, s.Top(series).Add(ctx, "both", n))
+	}
+	add("x", 3)
+	add("y", 4)
+	require.NoError(t, s.Counter("full").Incr(ctx, math.MaxInt64))
+	taken := l.next
+	l.next = nil
+	add("x", 5)
+	require.NoError(t, s.Counter("full").Incr(ctx, 2))
+	for _, o := range taken.list {
+		o.again, o.err = true, errReply
+	}
+	l.keep(taken)
+	got := map[opKey][]*op{}
+	for _, o := range l.next.list {
+		require.NoError(t, o.err)
+		got[o.opKey] = append(got[o.opKey], o)
+	}
+	require.Len(t, got, 9)
+	one := func(series string, kind byte) *op {
+		ops := got[opKey{series, 1e9, kind}]
+		require.Len(t, ops, 1)
+		return ops[0]
+	}
+	for series, want := range map[string]struct {
+		n, events int64
+		stats     cell
+		distinct  map[string]int64
+	}{
+		"x": {8, 2, cell{2, 8, 3, 5}, map[string]int64{"3": 1, "5": 1, "both": 1}},
+		"y": {4, 1, cell{1, 4, 4, 4}, map[string]int64{"4": 1, "both": 1}},
+	} {
+		require.Equal(t, want.n, one(series, kindCounter).n.Load())
+		require.Equal(t, want.stats, one(series, kindStats).stats)
+		for m := range want.distinct {
+			require.Contains(t, one(series, kindDistinct).members, m)
+		}
+		require.Len(t, one(series, kindDistinct).members, len(want.distinct))
+		require.Equal(t, map[string]int64{"both": want.n}, one(series, kindTop).members)
+		for _, kind := range []byte{kindCounter, kindStats, kindDistinct, kindTop} {
+			require.Equal(t, want.events, one(series, kind).events.Load())
+		}
+	}
+	var sum wide
+	for _, o := range got[opKey{"full", 1e9, kindCounter}] { // it would overflow
+		sum.add(o.n.Load())
+	}
+	var want wide
+	want.add(math.MaxInt64)
+	want.add(2)
+	require.Equal(t, want, sum)
+	require.Equal(t, s.pending.Load(), int64(l.next.size))
+	for _, o := range taken.list {
+		require.Error(t, o.err, "who waits for it is told")
+	}
+}
+
 func TestKeys_DoNotCollide(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}

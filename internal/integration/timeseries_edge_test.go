@@ -270,7 +270,10 @@ func TestTimeseries_HashesStaySmall(t *testing.T) {
 			}
 			require.NoError(t, s.Flush(ctx))
 			bytes := map[string]int64{}
-			timeseriesKeys(t, client, prefix+":{test:", func(node rueidis.Client, key string, _ int64) {
+			timeseriesKeys(t, client, prefix, func(node rueidis.Client, key string, _ int64) {
+				if strings.HasSuffix(key, ":layout") {
+					return
+				}
 				encoding, err := node.Do(ctx, node.B().ObjectEncoding().Key(key).Build()).ToString()
 				require.NoError(t, err)
 				require.Equal(t, "listpack", encoding)
@@ -279,6 +282,7 @@ func TestTimeseries_HashesStaySmall(t *testing.T) {
 				_, kind, _ := strings.Cut(key, "}:")
 				bytes[kind[:1]] += n
 			})
+			require.Len(t, bytes, 2)
 			if args == nil {
 				require.LessOrEqual(t, float64(bytes["c"])/buckets, 7.0)
 				require.LessOrEqual(t, float64(bytes["s"])/buckets, 24.0)

@@ -211,6 +211,26 @@ func TestTimeseries_CloseDoesNotWaitForFlushEvery(t *testing.T) {
 	require.NoError(t, ctx.Err())
 }
 
+// TestTimeseries_FlushWaitsForWhatIsUnderWay has a round trip that somebody else's Flush began.
+func TestTimeseries_FlushWaitsForWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	writing, proceed := make(chan struct{}), make(chan struct{})
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{FlushEvery: time.Hour, Hooks: timeseries.Hooks{
+		Write: func(context.Context, timeseries.WriteInfo) { close(writing); <-proceed },
+	}})
+	require.NoError(t, s.Counter("x").Incr(t.Context(), 1))
+	done := make(chan error, 2)
+	flush := func() { done <- s.Flush(context.Background()) }
+	go flush()
+	<-writing
+	go flush()
+	require.NoError(t, after(t.Context(), 50*time.Millisecond))
+	require.Empty(t, done)
+	close(proceed)
+	require.NoError(t, <-done)
+	require.NoError(t, <-done)
+}
+
 // TestTimeseries_AForbiddenCommandLeavesNoKeyWithoutExpiry also has what a script does after a command was refused.
 func TestTimeseries_AForbiddenCommandLeavesNoKeyWithoutExpiry(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func timeseriesNow(t *testing.T, s *timeseries.Store) time.Time {
 	return now
 }
 
-// timeseriesKeys calls fn with each key of a prefix and its TTL in ms.
+// timeseriesKeys calls fn with each key of a prefix, on primaries, and its TTL in ms.
 func timeseriesKeys(t *testing.T, client rueidis.Client, prefix string, fn func(node rueidis.Client, key string, ttl int64)) {
 	t.Helper()
 	nodes := map[string]rueidis.Client{"": client}
