@@ -69,6 +69,7 @@ const (
 	redriveField  = "_redrive" // first in an entry that is for one group
 	moreField     = "_more"    // last in a dead letter that had too many fields for a script
 	publishChunk  = 512        // below rueidis' BlockingPipeline, beyond which it opens another connection
+	trimEvery     = 64         // of the commands of a batch, one trims the stream
 	scriptUnpacks = 7000       // what Lua can pass to a command, about; dead.lua has it too
 )
 
@@ -103,7 +104,7 @@ func (s *Stream[T]) publish(ctx context.Context, v T, p *publication) (ID, error
 	if p.byScript() {
 		r = script.Do(ctx, s.client, s.publishCall(fields, p, p.once))
 	} else {
-		r = s.client.Do(ctx, s.xadd(fields))
+		r = s.client.Do(ctx, s.xadd(fields, true))
 	}
 	id, err := r.ToString()
 	return ID(id), err
@@ -199,7 +200,7 @@ func (s *Stream[T]) publishSome(ctx context.Context, values []T, p *publication,
 		if p.byScript() {
 			calls = append(calls, s.publishCall(fields, p, p.once+"/"+strconv.Itoa(begin+i)))
 		} else {
-			cmds = append(cmds, s.xadd(fields))
+			cmds = append(cmds, s.xadd(fields, len(cmds)%trimEvery == 0))
 		}
 		index = append(index, begin+i)
 	}
@@ -241,8 +242,12 @@ func (s *Stream[T]) encode(fields []string, v T, p *publication) ([]string, erro
 	return fields, nil
 }
 
-func (s *Stream[T]) xadd(fields []string) rueidis.Completed {
-	return s.client.B().Arbitrary("XADD").Keys(s.key).Args(s.addArgs...).Args(fields...).Build()
+func (s *Stream[T]) xadd(fields []string, trim bool) rueidis.Completed {
+	cmd := s.client.B().Arbitrary("XADD").Keys(s.key)
+	if trim && s.maxLen != "" {
+		cmd = cmd.Args("MAXLEN", "~", s.maxLen)
+	}
+	return cmd.Args("*").Args(fields...).Build()
 }
 
 func (s *Stream[T]) publishCall(fields []string, p *publication, once string) script.Call {

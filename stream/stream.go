@@ -80,11 +80,11 @@ func (o *Options[T]) setDefaults() error {
 
 // Stream publishes and reads values of one stream. It is safe for concurrent use, owns no goroutine and never closes the client.
 type Stream[T any] struct {
-	client  rueidis.Client
-	key     string
-	opts    Options[T]
-	addArgs []string  // of XADD, before the fields
-	fields  sync.Pool // of *[]string
+	client rueidis.Client
+	key    string
+	opts   Options[T]
+	maxLen string    // Options.MaxLen, "" if there is none
+	fields sync.Pool // of *[]string
 }
 
 // New returns a stream. key is the key that the stream has in Redis: not empty, and either without braces or with a hash tag,
@@ -102,9 +102,9 @@ func New[T any](client rueidis.Client, key string, opts Options[T]) (*Stream[T],
 	if err := opts.setDefaults(); err != nil {
 		return nil, fmt.Errorf("stream: %w", err)
 	}
-	s := &Stream[T]{client: client, key: key, opts: opts, addArgs: []string{"*"}}
+	s := &Stream[T]{client: client, key: key, opts: opts}
 	if opts.MaxLen > 0 {
-		s.addArgs = []string{"MAXLEN", "~", strconv.FormatInt(opts.MaxLen, 10), "*"}
+		s.maxLen = strconv.FormatInt(opts.MaxLen, 10)
 	}
 	return s, nil
 }
