@@ -147,8 +147,9 @@ func (a *acker[T]) send(ctx context.Context, tasks []*task[T]) error {
 		for _, t := range tasks {
 			ack = ack.Args(string(t.id))
 		}
-		err = c.s.client.Do(ctx, ack.Build()).Error()
+		err = c.s.client.Do(ctx, built(ack, c.aside())).Error()
 	}
+	c.heed(err)
 	if err != nil {
 		return err
 	}
@@ -174,7 +175,9 @@ func (a *acker[T]) ackAndDelete(ctx context.Context, tasks []*task[T]) error {
 	for _, t := range tasks {
 		args = append(args, string(t.id))
 	}
-	r, err := script.Do(ctx, a.c.s.client, ackScript.Call([]string{a.c.s.key}, args...)).AsIntSlice()
+	call := ackScript.Call([]string{a.c.s.key}, args...)
+	call.Aside = a.c.aside()
+	r, err := script.Do(ctx, a.c.s.client, call).AsIntSlice()
 	if err == nil && len(r) == 2 && r[1] == 0 {
 		a.c.report(ctx, OpAck, ErrSecondGroup)
 	}

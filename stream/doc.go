@@ -30,8 +30,8 @@
 //
 // Redis is down, hung or out of reach: Publish returns an error, and did or did not publish; see [IdempotencyKey]. Run goes on: handlers at work
 // finish, what they have done is acknowledged when Redis is back, and reading goes on within 2 seconds. A reply with messages that was lost is
-// found again. A connection that goes silent without being closed is noticed when the client's own time-outs are over, 10 seconds by
-// default: set ConnWriteTimeout and Dialer.KeepAlive lower if that is too long.
+// found again. When connections go silent without being closed, Run goes on with new ones after about 2 seconds, and Tail after 4; Publish, and retries, wait until
+// the client notices, after 11 seconds by default: set ConnWriteTimeout and Dialer.KeepAlive lower if that is too long.
 //
 // Redis restarts or fails over: what its persistence or its replica has kept is kept. Acknowledgements that it has forgotten are
 // handled again.
@@ -73,7 +73,7 @@
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. A Run uses one connection of the
-// client's blocking pool. Several messages are one round trip when they are read, and one when they are acknowledged. One without anything to do
+// client's blocking pool, and up to four more for a while after those that all share have not answered. Several messages are one round trip when they are read, and one when they are acknowledged. One without anything to do
 // sends about two commands per second, and a few per lease.
 //
 // # What it is not for

@@ -259,7 +259,9 @@ func FuzzJSON(f *testing.F) {
 // pointerJSON is a type whose methods are its pointer's.
 type pointerJSON struct{ n int }
 
-func (p *pointerJSON) MarshalJSON() ([]byte, error) { return strconv.AppendInt(nil, int64(p.n), 10), nil }
+func (p *pointerJSON) MarshalJSON() ([]byte, error) {
+	return strconv.AppendInt(nil, int64(p.n), 10), nil
+}
 
 func (p *pointerJSON) UnmarshalJSON(text []byte) (err error) {
 	p.n, err = strconv.Atoi(string(text))

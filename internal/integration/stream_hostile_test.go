@@ -69,9 +69,13 @@ func runStreamBatch(t *testing.T, g *stream.Group[int], h stream.BatchHandler[in
 
 // streamProxy forwards TCP, and limits how many bytes a second come back.
 type streamProxy struct {
-	l    net.Listener
-	rate atomic.Int64
+	l          net.Listener
+	rate       atomic.Int64
+	generation atomic.Int64
 }
+
+// silence has all connections that there are swallow what they get, without an end, as when a router has forgotten them. New ones work.
+func (p *streamProxy) silence() { p.generation.Add(1) }
 
 func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -95,6 +99,7 @@ func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 			}
 			conns.Store(a, 1)
 			conns.Store(b, 1)
+			born := p.generation.Load()
 			pipe := func(dst, src net.Conn, limited bool) {
 				buf := make([]byte, 64<<10)
 				for {
@@ -105,6 +110,9 @@ func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 					}
 					if r := p.rate.Load(); limited && r > 0 {
 						_ = after(context.Background(), time.Duration(int64(n)*int64(time.Second)/r))
+					}
+					if p.generation.Load() != born {
+						continue
 					}
 					if _, err := dst.Write(buf[:n]); err != nil {
 						_ = src.Close()
@@ -592,4 +600,56 @@ func TestStream_PanicsOutsideOfTheHandler(t *testing.T) {
 			return errors.New("bad")
 		})
 	})
+}
+
+// Connections fall silent, and nobody says so; the client itself notices after 11 seconds. Within a lease, what was in a reply that did not come is
+// found and acknowledged, and what comes next is handled. Nothing is lost to others meanwhile.
+func TestStream_SilentConnections(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	p := newStreamProxy(t, server.Addr())
+	key := redistest.Prefix(t)
+	s := newStream(t, server.Client(t), key)
+	const lease = 4 * time.Second
+	g := newStream(t, server.Client(t, p.through), key).Group("g", stream.GroupOptions[int]{Lease: lease, Workers: 4, MaxInFlight: 40})
+	direct := s.Group("g", stream.GroupOptions[int]{})
+	var counts streamCounts
+	var lost atomic.Bool
+	finish := make(chan struct{})
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		if m.Value == 0 {
+			select {
+			case <-finish:
+			case <-ctx.Done():
+				lost.Store(true)
+			}
+		}
+		return counts.handle(ctx, m)
+	})
+	acked := func(n uint64) func() bool {
+		return func() bool { return g.Stats().Acked == n }
+	}
+	publishMany(t, s, 0, 100) // the first is at work all the while
+	require.Eventually(t, acked(99), 5*time.Second, time.Millisecond)
+	for n := range 2 {
+		// In the first round reading waits, in the second it is about to find that it is cut off again.
+		p.silence()
+		silent := time.Now()
+		publishMany(t, s, 100*n+100, 100*n+200)
+		require.Eventually(t, acked(uint64(100*n+199)), lease, time.Millisecond)
+		t.Log("acknowledged", time.Since(silent), "after the silence began")
+		for time.Since(silent) < lease {
+			for e, err := range direct.Pending(t.Context()) {
+				require.NoError(t, err)
+				require.Less(t, e.Idle, lease, "its lease is renewed")
+			}
+			require.NoError(t, after(t.Context(), 50*time.Millisecond))
+		}
+	}
+	close(finish)
+	require.Eventually(t, acked(300), lease, time.Millisecond)
+	requireDrained(t, direct, time.Second)
+	require.Zero(t, counts.extra())
+	require.False(t, lost.Load())
+	require.Zero(t, g.Stats().Lost)
 }
