@@ -42,10 +42,11 @@
 // Redis is full: Publish returns its error. Reading, acknowledging and trimming go on; dead letters and delayed messages wait for room.
 // Redis must not evict: maxmemory-policy noeviction.
 //
-// Run's user needs EVALSHA, EVAL, XGROUP, XREADGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM, XRANGE, XADD, XDEL, XINFO, TIME, EXISTS, ZADD, ZREM, ZRANGE and
-// ZRANGEBYSCORE, on all keys below. Run returns an error if it may not make the group (XGROUP CREATE), or with DeleteOnAck look for others (XINFO). Without
-// another right it does not return: it goes on, tells Hooks.Error, and does not do what needs it. In particular without XACK nothing is
-// acknowledged, and without EVALSHA nothing is retried, renewed or taken over.
+// Run's user needs EVALSHA, EVAL, XGROUP, XREADGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM, XRANGE, XADD, XDEL, XINFO, TIME, EXISTS, ZREM, ZRANGE and
+// ZRANGEBYSCORE, on all keys below, and what the client itself needs. Run returns an error if it may not make the group (XGROUP CREATE), or with
+// DeleteOnAck look for others (XINFO). Without another right it does not return: it goes on, tells Hooks.Error, and does not do what needs it. In
+// particular without XACK nothing is acknowledged, and without EVALSHA nothing is retried, renewed or taken over. Publish needs XADD, and with options
+// EVALSHA, EVAL, GET, SET, TIME and ZADD; Tail needs XREAD and XINFO, TrimAcked EVALSHA, EVAL, EXISTS, XINFO, XPENDING and XTRIM.
 //
 // Entries that are deleted or trimmed while they are pending are counted and forgotten.
 //

@@ -99,7 +99,8 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
 	orphans := adoption{looked: sinceEpoch(), most: renewChunk}
 	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
-	for rounds := 1; c.sleepOrTurn(ctx, min(pause, c.untilLook(&orphans))); rounds++ {
+	cleaned := sinceEpoch()
+	for c.sleepOrTurn(ctx, min(pause, c.untilLook(&orphans))) {
 		select {
 		case <-c.g.running():
 		default:
@@ -126,12 +127,19 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 		}
 		if more {
 			pause = min(pause, crowded)
-		} else if err == nil && rounds%9 == 0 {
-			err = c.onStream(ctx, reapScript, millis(max(3*c.opts.Lease, 3*readBlock))).Error()
-			if err != nil && ctx.Err() == nil && !isGone(err) {
-				c.report(ctx, OpClean, err)
-			}
 		}
+		if err == nil && sinceEpoch()-cleaned >= 2*c.opts.Lease {
+			cleaned = sinceEpoch()
+			c.clean(ctx)
+		}
+	}
+}
+
+// clean removes consumers that are gone.
+func (c *consumer[T]) clean(ctx context.Context) {
+	err := c.onStream(ctx, reapScript, millis(max(3*c.opts.Lease, 3*readBlock))).Error()
+	if ctx.Err() == nil && !isGone(err) {
+		c.report(ctx, OpClean, err)
 	}
 }
 
