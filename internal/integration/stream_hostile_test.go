@@ -685,3 +685,59 @@ func TestStream_SilentConnections(t *testing.T) {
 	require.False(t, lost.Load())
 	require.Zero(t, g.Stats().Lost)
 }
+
+// streamMute keeps scripts from Redis as long as it is set.
+type streamMute struct {
+	redistest.PassThrough
+	muted atomic.Bool
+}
+
+func (m *streamMute) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if strings.HasPrefix(cmd.Commands()[0], "EVAL") && m.muted.Load() {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		return client.Do(ended, client.B().Ping().Build())
+	}
+	return client.Do(ctx, cmd)
+}
+
+// When Redis goes on after it has hung for longer than a lease, an owner has a while to renew its own before others may claim it.
+func TestStream_AfterAHangOwnersComeFirst(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	key := redistest.Prefix(t)
+	const lease = 2 * time.Second
+	opts := stream.GroupOptions[int]{Lease: lease}
+	mute := &streamMute{}
+	owner := newStream(t, rueidishook.WithHook(server.Client(t), mute), key)
+	begun, finish := make(chan struct{}, 10), make(chan struct{})
+	og := owner.Group("g", opts)
+	runStream(t, og, func(context.Context, *stream.Message[int]) error {
+		begun <- struct{}{}
+		<-finish
+		return nil
+	})
+	publishMany(t, owner, 0, 1)
+	<-begun
+	var again atomic.Int64
+	direct := server.Client(t)
+	for range 8 {
+		runStream(t, newStream(t, direct, key).Group("g", opts), func(context.Context, *stream.Message[int]) error {
+			again.Add(1)
+			return nil
+		})
+	}
+	require.NoError(t, after(t.Context(), lease)) // all have swept
+	server.Pause(t)
+	require.NoError(t, after(t.Context(), 2*lease))
+	mute.muted.Store(true)
+	server.Resume(t)
+	require.NoError(t, after(t.Context(), lease/6))
+	mute.muted.Store(false)
+	require.NoError(t, after(t.Context(), lease))
+	close(finish)
+	requireDrained(t, og, 5*time.Second)
+	require.Zero(t, again.Load())
+	require.Zero(t, og.Stats().Lost)
+	require.Len(t, begun, 0)
+}
