@@ -93,45 +93,60 @@ func (c *consumer[T]) lose(t *task[T]) {
 	}
 }
 
-// sweepLoop takes over what other consumers have left, and what came in replies that were never seen. After a failure it lets a third of the lease
-// pass from when Redis is back, in which living ones can renew what they could not.
+// sweepLoop takes over what other consumers have left, and what came in replies that were never seen. After a failure it lets a quarter of the
+// lease pass from when Redis is back, in which living ones can renew what they could not.
 func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
 	orphans := adoption{looked: sinceEpoch(), most: renewChunk}
-	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
+	next := sinceEpoch() + time.Duration(rand.Int64N(int64(c.opts.Lease/10)))
 	cleaned := sinceEpoch()
-	for c.sleepOrTurn(ctx, min(pause, c.untilLook(&orphans))) {
-		select {
-		case <-c.g.running():
-		default:
-			c.claimingEnds()
-			select {
-			case <-c.g.running():
-			case <-ctx.Done():
-				return
-			}
+	noRoom, sweptAll := false, true
+	for {
+		pause := min(next-sinceEpoch(), c.untilLook(&orphans))
+		if noRoom {
+			pause = min(pause, crowded)
 		}
-		pause = c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
-		more, err := c.look(ctx, &orphans)
+		if !c.sleepOrTurn(ctx, pause) || !c.awaitResume(ctx) {
+			return
+		}
+		var err error
+		noRoom, err = c.look(ctx, &orphans)
 		c.reportClaim(ctx, err)
 		if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
 			sw.failed = true
 			continue
 		}
-		if !more {
-			more, err = c.sweep(ctx, &sw)
-			if isGone(err) {
-				err = c.create(ctx)
-			}
-			c.reportClaim(ctx, err)
+		// Not before it is time: whatever woke it, others are to have the time to renew theirs.
+		if noRoom || sweptAll && sinceEpoch() < next {
+			continue
 		}
-		if more {
-			pause = min(pause, crowded)
+		next = sinceEpoch() + c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
+		noRoom, err = c.sweep(ctx, &sw)
+		sweptAll = !noRoom
+		if isGone(err) {
+			err = c.create(ctx)
 		}
+		c.reportClaim(ctx, err)
 		if err == nil && sinceEpoch()-cleaned >= 2*c.opts.Lease {
 			cleaned = sinceEpoch()
 			c.clean(ctx)
 		}
+	}
+}
+
+// awaitResume waits while the group is paused, and returns false if ctx ends.
+func (c *consumer[T]) awaitResume(ctx context.Context) bool {
+	select {
+	case <-c.g.running():
+		return true
+	default:
+	}
+	c.claimingEnds()
+	select {
+	case <-c.g.running():
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -78,7 +78,6 @@ type consumer[T any] struct {
 	existed           bool               // the group has: if it is gone, it begins with the first entry
 
 	// On the package's clock; 0 if there is none.
-	readSent   atomic.Int64 // the read under way
 	suspected  atomic.Int64 // the last reply that was never seen, and may have had entries
 	full       atomic.Int64 // until when dead letters wait for one to find room
 	asideUntil atomic.Int64 // when the loops try shared connections again
@@ -207,11 +206,14 @@ func (c *consumer[T]) heed(err error) {
 	}
 }
 
-// built finishes a command, which if it is to be aside takes a connection of the blocking pool.
-func built(cmd interface {
+// unbuilt is a command.
+type unbuilt interface {
 	Build() rueidis.Completed
 	Blocking() rueidis.Completed
-}, aside bool) rueidis.Completed {
+}
+
+// built finishes a command, which if it is to be aside takes a connection of the blocking pool.
+func built(cmd unbuilt, aside bool) rueidis.Completed {
 	if aside {
 		return cmd.Blocking()
 	}
