@@ -139,21 +139,17 @@ func (a *acker[T]) send(ctx context.Context, tasks []*task[T]) error {
 	c := a.c
 	ctx, cancel := context.WithTimeout(ctx, c.opTimeout)
 	defer cancel()
-	ids := make([]string, 0, 1+len(tasks))
-	ids = append(ids, c.g.name)
-	for _, t := range tasks {
-		ids = append(ids, string(t.id))
-	}
 	var err error
 	if c.opts.DeleteOnAck {
-		var r []int64
-		r, err = script.Do(ctx, c.s.client, ackScript.Call([]string{c.s.key}, ids...)).AsIntSlice()
-		if err == nil && len(r) == 2 && r[1] == 0 {
-			c.report(ctx, OpAck, ErrSecondGroup)
-		}
+		err = a.ackAndDelete(ctx, tasks)
 	} else {
-		err = c.s.client.Do(ctx, c.s.client.B().Arbitrary("XACK").Keys(c.s.key).Args(ids...).Build()).Error()
+		ack := c.s.client.B().Arbitrary("XACK").Keys(c.s.key).Args(c.g.name)
+		for _, t := range tasks {
+			ack = ack.Args(string(t.id))
+		}
+		err = c.s.client.Do(ctx, built(ack, c.aside())).Error()
 	}
+	c.heed(err)
 	if err != nil {
 		return err
 	}
@@ -171,4 +167,19 @@ func (a *acker[T]) send(ctx context.Context, tasks []*task[T]) error {
 	c.mu.Unlock()
 	notify(c.space)
 	return nil
+}
+
+func (a *acker[T]) ackAndDelete(ctx context.Context, tasks []*task[T]) error {
+	args := make([]string, 0, 1+len(tasks))
+	args = append(args, a.c.g.name)
+	for _, t := range tasks {
+		args = append(args, string(t.id))
+	}
+	call := ackScript.Call([]string{a.c.s.key}, args...)
+	call.Aside = a.c.aside()
+	r, err := script.Do(ctx, a.c.s.client, call).AsIntSlice()
+	if err == nil && len(r) == 2 && r[1] == 0 {
+		a.c.report(ctx, OpAck, ErrSecondGroup)
+	}
+	return err
 }

@@ -1,50 +1,115 @@
 package stream
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
+	"sync"
 	"unsafe"
 )
 
 // Codec turns values into the fields of an entry and back. It must be safe for concurrent use.
 type Codec[T any] interface {
-	// Append appends names and values of fields, in turn, at least one of each. Names that begin with "_" are the package's own.
+	// Append appends names and values of fields, in turn, at least one of each, and does not keep the slice. Names that begin with "_" are
+	// the package's own.
 	Append(fields []string, v T) ([]string, error)
 	// Decode returns the value of an entry's fields, names and values in turn. It may keep the strings, but not the slice.
 	Decode(fields []string) (T, error)
 }
 
-// JSON returns a codec that stores a value with encoding/json in the field "data". It is the default.
-func JSON[T any]() Codec[T] { return jsonCodec[T]{} }
+// JSON returns a codec that stores a value with encoding/json in the field "data", as json.Marshal does a pointer to it. It is the default.
+func JSON[T any]() Codec[T] { return &jsonCodec[T]{} }
 
-type jsonCodec[T any] struct{}
+type jsonCodec[T any] struct {
+	encoders sync.Pool // of *jsonEncoder[T]
+}
 
 const jsonField = "data"
 
 var errNoData = errors.New(`stream: entry has no field "data"`)
 
-func (jsonCodec[T]) Append(fields []string, v T) ([]string, error) {
-	data, err := json.Marshal(v)
+// jsonEncoder keeps what encoding a value needs. It writes texts one after the other into chunks, and never again where one is: commands have
+// them as strings, which a client may keep.
+type jsonEncoder[T any] struct {
+	json  *json.Encoder
+	value T // here, since what is passed to json would otherwise be copied to the heap
+	chunk []byte
+	text  []byte // the last one
+}
+
+const jsonChunk = 8 << 10
+
+// Write is called once per value, with its text and a newline.
+func (e *jsonEncoder[T]) Write(text []byte) (int, error) {
+	if len(text) > jsonChunk/8 {
+		e.text = bytes.Clone(text)
+	} else {
+		if cap(e.chunk)-len(e.chunk) < len(text) {
+			e.chunk = make([]byte, 0, jsonChunk)
+		}
+		begin := len(e.chunk)
+		e.chunk = append(e.chunk, text...)
+		e.text = e.chunk[begin:]
+	}
+	e.text = e.text[:len(text)-1]
+	return len(text), nil
+}
+
+func (c *jsonCodec[T]) Append(fields []string, v T) ([]string, error) {
+	e, ok := c.encoders.Get().(*jsonEncoder[T])
+	if !ok {
+		e = &jsonEncoder[T]{}
+		e.json = json.NewEncoder(e)
+	}
+	e.value = v
+	err := e.json.Encode(&e.value)
+	text := unsafe.String(unsafe.SliceData(e.text), len(e.text))
+	var zero T
+	e.value, e.text = zero, nil
+	c.encoders.Put(e)
 	if err != nil {
 		return fields, err
 	}
-	return append(fields, jsonField, unsafe.String(unsafe.SliceData(data), len(data))), nil // nobody else has data
+	return append(fields, jsonField, text), nil
 }
 
-func (jsonCodec[T]) Decode(fields []string) (v T, err error) {
+func (c *jsonCodec[T]) Decode(fields []string) (v T, err error) {
 	for i := 0; i+1 < len(fields); i += 2 {
-		if fields[i] == jsonField {
-			data := fields[i+1]
-			// Unmarshal neither changes nor keeps its input.
-			err = json.Unmarshal(unsafe.Slice(unsafe.StringData(data), len(data)), &v)
-			return v, err
+		if fields[i] != jsonField {
+			continue
 		}
+		if s, ok := any(&v).(*string); ok {
+			if *s, ok = plainString(fields[i+1]); ok {
+				return v, nil
+			}
+		}
+		return unmarshal[T](fields[i+1])
 	}
 	return v, errNoData
+}
+
+// plainString returns the string that a JSON text is, without a copy, if it is one of printable ASCII without escapes.
+func plainString(text string) (string, bool) {
+	n := len(text) - 1
+	if n < 1 || text[0] != '"' || text[n] != '"' {
+		return "", false
+	}
+	for i := 1; i < n; i++ {
+		if b := text[i]; b < ' ' || b > '~' || b == '"' || b == '\\' {
+			return "", false
+		}
+	}
+	return text[1:n], true
+}
+
+func unmarshal[T any](text string) (v T, err error) {
+	// Unmarshal neither changes nor keeps its input.
+	err = json.Unmarshal(unsafe.Slice(unsafe.StringData(text), len(text)), &v)
+	return v, err
 }
 
 // Fields returns a codec that stores each exported field of a struct as a field of the entry, so that programs in other

@@ -30,8 +30,8 @@
 //
 // Redis is down, hung or out of reach: Publish returns an error, and did or did not publish; see [IdempotencyKey]. Run goes on: handlers at work
 // finish, what they have done is acknowledged when Redis is back, and reading goes on within 2 seconds. A reply with messages that was lost is
-// found again. A connection that goes silent without being closed is noticed when the client's own time-outs are over, 10 seconds by
-// default: set ConnWriteTimeout and Dialer.KeepAlive lower if that is too long.
+// found again. When connections go silent without being closed, Run goes on with new ones after about 2 seconds, and Tail after 4; Publish, and retries, wait until
+// the client notices, after 11 seconds by default: set ConnWriteTimeout and Dialer.KeepAlive lower if that is too long.
 //
 // Redis restarts or fails over: what its persistence or its replica has kept is kept. Acknowledgements that it has forgotten are
 // handled again.
@@ -42,10 +42,11 @@
 // Redis is full: Publish returns its error. Reading, acknowledging and trimming go on; dead letters and delayed messages wait for room.
 // Redis must not evict: maxmemory-policy noeviction.
 //
-// Run's user needs EVALSHA, EVAL, XGROUP, XREADGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM, XRANGE, XADD, XDEL, XINFO, TIME, EXISTS, ZADD, ZREM, ZRANGE and
-// ZRANGEBYSCORE, on all keys below. Run returns an error if it may not make the group (XGROUP CREATE), or with DeleteOnAck look for others (XINFO). Without
-// another right it does not return: it goes on, tells Hooks.Error, and does not do what needs it. In particular without XACK nothing is
-// acknowledged, and without EVALSHA nothing is retried, renewed or taken over.
+// Run's user needs EVALSHA, EVAL, XGROUP, XREADGROUP, XACK, XPENDING, XCLAIM, XAUTOCLAIM, XRANGE, XADD, XDEL, XINFO, TIME, EXISTS, ZREM, ZRANGE and
+// ZRANGEBYSCORE, on all keys below, and what the client itself needs. Run returns an error if it may not make the group (XGROUP CREATE), or with
+// DeleteOnAck look for others (XINFO). Without another right it does not return: it goes on, tells Hooks.Error, and does not do what needs it. In
+// particular without XACK nothing is acknowledged, and without EVALSHA nothing is retried, renewed or taken over. Publish needs XADD, and with options
+// EVALSHA, EVAL, GET, SET, TIME and ZADD; Tail needs XREAD and XINFO, TrimAcked EVALSHA, EVAL, EXISTS, XINFO, XPENDING and XTRIM.
 //
 // Entries that are deleted or trimmed while they are pending are counted and forgotten.
 //
@@ -73,7 +74,7 @@
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. A Run uses one connection of the
-// client's blocking pool. Several messages are one round trip when they are read, and one when they are acknowledged. One without anything to do
+// client's blocking pool, and up to four more for a while after those that all share have not answered. Several messages are one round trip when they are read, and one when they are acknowledged. One without anything to do
 // sends about two commands per second, and a few per lease.
 //
 // # What it is not for

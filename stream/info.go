@@ -134,7 +134,7 @@ func (g *Group[T]) Pending(ctx context.Context) iter.Seq2[PendingEntry, error] {
 		}
 		start := "-"
 		for {
-			page, err := g.pendingPage(ctx, start, "")
+			page, err := g.pendingPage(ctx, start, "", false)
 			if isGone(err) {
 				err = ErrNoGroup
 			}
@@ -155,13 +155,13 @@ func (g *Group[T]) Pending(ctx context.Context) iter.Seq2[PendingEntry, error] {
 	}
 }
 
-// pendingPage returns some of what one consumer has, or all.
-func (g *Group[T]) pendingPage(ctx context.Context, start, consumer string) ([]PendingEntry, error) {
+// pendingPage returns some of what one consumer has, or all, on a connection of the blocking pool if it is to be aside.
+func (g *Group[T]) pendingPage(ctx context.Context, start, consumer string, aside bool) ([]PendingEntry, error) {
 	cmd := g.s.client.B().Arbitrary("XPENDING").Keys(g.s.key).Args(g.name, start, "+", strconv.Itoa(pageSize))
 	if consumer != "" {
 		cmd = cmd.Args(consumer)
 	}
-	list, err := g.s.client.Do(ctx, cmd.Build()).ToArray()
+	list, err := g.s.client.Do(ctx, built(cmd, aside)).ToArray()
 	if err != nil {
 		return nil, err
 	}

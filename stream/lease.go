@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -92,40 +93,74 @@ func (c *consumer[T]) lose(t *task[T]) {
 	}
 }
 
-// sweepLoop takes over what other consumers have left. After a failure it lets a third of the lease pass from when Redis is back, in
-// which living ones can renew what they could not.
+// sweepLoop takes over what other consumers have left, and what came in replies that were never seen. After a failure it lets a quarter of the
+// lease pass from when Redis is back, in which living ones can renew what they could not.
 func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
-	pause := time.Duration(rand.Int64N(int64(c.opts.Lease / 10)))
-	rounds := 0
-	for c.sleepOrTurn(ctx, pause) {
-		pause = c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
-		if c.g.isPausedNow() {
-			c.claimingEnds()
+	orphans := adoption{looked: sinceEpoch(), most: renewChunk}
+	next := sinceEpoch() + time.Duration(rand.Int64N(int64(c.opts.Lease/10)))
+	cleaned := sinceEpoch()
+	noRoom, sweptAll := false, true
+	for {
+		pause := min(next-sinceEpoch(), c.untilLook(&orphans))
+		if noRoom {
+			pause = min(pause, crowded)
+		}
+		if !c.sleepOrTurn(ctx, pause) || !c.awaitResume(ctx) {
+			return
+		}
+		var err error
+		noRoom, err = c.look(ctx, &orphans)
+		c.reportClaim(ctx, err)
+		if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
+			sw.failed = true
 			continue
 		}
-		if c.laterOrphans.Swap(false) {
-			c.orphans.Store(true)
+		// Not before it is time: whatever woke it, others are to have the time to renew theirs.
+		if noRoom || sweptAll && sinceEpoch() < next {
+			continue
 		}
-		more, err := c.sweep(ctx, &sw)
+		next = sinceEpoch() + c.opts.Lease/4 + time.Duration(rand.Int64N(int64(c.opts.Lease/20))) // and some for finding room
+		noRoom, err = c.sweep(ctx, &sw)
+		sweptAll = !noRoom
 		if isGone(err) {
 			err = c.create(ctx)
 		}
-		if err != nil {
-			if ctx.Err() == nil {
-				c.report(ctx, OpClaim, err)
-			}
-			continue
+		c.reportClaim(ctx, err)
+		if err == nil && sinceEpoch()-cleaned >= 2*c.opts.Lease {
+			cleaned = sinceEpoch()
+			c.clean(ctx)
 		}
-		if more {
-			pause = min(pause, crowded)
-			continue
-		}
-		if rounds++; rounds%9 == 0 {
-			if err := c.onStream(ctx, reapScript, millis(max(3*c.opts.Lease, 3*readBlock))).Error(); err != nil && ctx.Err() == nil && !isGone(err) {
-				c.report(ctx, OpClean, err)
-			}
-		}
+	}
+}
+
+// awaitResume waits while the group is paused, and returns false if ctx ends.
+func (c *consumer[T]) awaitResume(ctx context.Context) bool {
+	select {
+	case <-c.g.running():
+		return true
+	default:
+	}
+	c.claimingEnds()
+	select {
+	case <-c.g.running():
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// clean removes consumers that are gone.
+func (c *consumer[T]) clean(ctx context.Context) {
+	err := c.onStream(ctx, reapScript, millis(max(3*c.opts.Lease, 3*readBlock))).Error()
+	if ctx.Err() == nil && !isGone(err) {
+		c.report(ctx, OpClean, err)
+	}
+}
+
+func (c *consumer[T]) reportClaim(ctx context.Context, err error) {
+	if ctx.Err() == nil && !isGone(err) {
+		c.report(ctx, OpClaim, err)
 	}
 }
 
@@ -163,9 +198,6 @@ func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, e
 		sw.failed = true
 		if _, answered := rueidis.IsRedisErr(err); !answered { // Redis may have done it, and be sending much
 			sw.most = max(1, n/4)
-			c.mu.Lock()
-			c.adopts = min(c.adopts, sw.most)
-			c.mu.Unlock()
 			c.suspect()
 		}
 		return false, err
@@ -208,9 +240,8 @@ func (c *consumer[T]) reserveToClaim(most int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	free, ahead := c.free(), c.ahead()-waiting
-	orphans := c.adopting || c.orphans.Load() // which come first
-	c.sweepWaits = !orphans && (free <= 0 || ahead <= 0)
-	if orphans || c.sweepWaits {
+	c.sweepWaits = free <= 0 || ahead <= 0
+	if c.sweepWaits {
 		notify(c.space)
 		return 0
 	}
@@ -233,7 +264,8 @@ func (c *consumer[T]) claimingEnds() {
 func (c *consumer[T]) readingEnds() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.reading = 0
+	close(c.readDone)
+	c.reading, c.readDone = 0, nil
 }
 
 // sleepOrTurn waits for d, or until it is the sweep's turn. If ctx ends it returns false.
@@ -301,73 +333,102 @@ func (c *consumer[T]) inherit(t *task[T]) {
 	t.alone = t.attempt == most && t.attempt > 1
 }
 
-// suspect has the reader look for entries in replies that it never saw, now and once more when what was under way has ended.
-func (c *consumer[T]) suspect() {
-	c.orphans.Store(true)
-	c.laterOrphans.Store(true)
+// suspect notes that a reply was not seen which may have had entries.
+func (c *consumer[T]) suspect() { c.suspected.Store(int64(sinceEpoch())) }
+
+// adoption is how far the search for entries in replies that were never seen has come.
+type adoption struct {
+	looked time.Duration // when it was, the last time that it succeeded
+	wait   backoff
+	most   int // entries at once
 }
 
-// adopt takes entries that were delivered in a reply that was never seen, if there may be any.
-func (c *consumer[T]) adopt(ctx context.Context) error {
-	c.mu.Lock()
-	c.adopting = c.claiming == 0 && c.orphans.Load() // a reply under way is no orphan
-	if sinceEpoch() < c.adoptAt {
-		c.adopting = false
+// untilLook returns how long it is until the search: once at once, and once when whatever was under way has reached Redis or never will.
+func (c *consumer[T]) untilLook(a *adoption) time.Duration {
+	suspected := time.Duration(c.suspected.Load())
+	switch settled := suspected + readBlock + opTimeout; {
+	case suspected == 0 || a.looked >= settled:
+		return maxLease
+	case a.looked >= suspected:
+		return settled - sinceEpoch()
+	default:
+		return a.wait.last
 	}
-	adopting := c.adopting
-	c.mu.Unlock()
-	if !adopting {
-		return nil
+}
+
+// look takes entries that were delivered to this consumer in replies that it never saw, if there may be any, and returns whether there are more than
+// it has room for.
+func (c *consumer[T]) look(ctx context.Context, a *adoption) (more bool, err error) {
+	if c.untilLook(a) > a.wait.last {
+		return false, nil
 	}
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.adopting = false
-	}()
+	began := sinceEpoch()
+	unseen, err := c.orphans(ctx)
+	for err == nil && len(unseen) > 0 {
+		n := min(c.reserveToClaim(a.most), len(unseen))
+		if n == 0 {
+			return true, nil
+		}
+		err = c.adopt(ctx, unseen[:n], a)
+		c.claimingEnds()
+		unseen = unseen[n:]
+	}
+	if err != nil && !isGone(err) {
+		a.wait.next()
+		return false, err
+	}
+	a.looked, a.wait = began, backoff{}
+	return false, nil
+}
+
+// orphans returns the entries that are pending for this consumer and that no reply has brought, nor will the read under way.
+func (c *consumer[T]) orphans(ctx context.Context) ([]PendingEntry, error) {
 	unseen, err := c.unseen(ctx, c.opTimeout)
+	if err != nil || len(unseen) == 0 {
+		return nil, err
+	}
+	c.mu.Lock()
+	done := c.readDone
+	c.mu.Unlock()
+	if done != nil {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(unseen, func(p PendingEntry) bool { return c.tasks[p.ID] != nil }), nil
+}
+
+// adopt fetches orphans.
+func (c *consumer[T]) adopt(ctx context.Context, orphans []PendingEntry, a *adoption) error {
+	args := make([]string, len(orphans))
+	for i, p := range orphans {
+		args[i] = string(p.ID)
+	}
+	sent := sinceEpoch()
+	reply, err := c.onStream(ctx, adoptScript, args...).ToArray()
+	if err != nil {
+		a.most = max(1, len(orphans)/2) // they may be large
+		return err
+	}
+	if sinceEpoch()-sent < c.opTimeout/4 {
+		a.most = min(2*a.most, renewChunk)
+	}
+	tasks, err := c.claimed(reply, sent)
 	if err != nil {
 		return err
 	}
-	for len(unseen) > 0 {
-		c.mu.Lock()
-		n := min(c.adopts, c.free()+c.reading, len(unseen))
-		c.mu.Unlock()
-		if n <= 0 {
-			return nil // later
+	for _, t := range tasks {
+		if t.attempt == 2 { // it was delivered, which counts as the first attempt, and not begun
+			t.attempt, t.begun = 1, true
+		} else {
+			c.inherit(t)
 		}
-		chunk := unseen[:n]
-		unseen = unseen[len(chunk):]
-		args := make([]string, len(chunk))
-		for i, p := range chunk {
-			args[i] = string(p.ID)
-		}
-		sent := sinceEpoch()
-		reply, err := c.onStream(ctx, adoptScript, args...).ToArray()
-		if err != nil {
-			c.mu.Lock()
-			c.adopts = max(1, len(chunk)/2) // they may be large
-			c.mu.Unlock()
-			return err
-		}
-		if sinceEpoch()-sent < c.opTimeout/4 {
-			c.mu.Lock()
-			c.adopts = min(2*c.adopts, renewChunk)
-			c.mu.Unlock()
-		}
-		tasks, err := c.claimed(reply, sent)
-		if err != nil {
-			return err
-		}
-		for _, t := range tasks {
-			if t.attempt == 2 { // it was delivered, which counts as the first attempt, and not begun
-				t.attempt, t.begun = 1, true
-			} else {
-				c.inherit(t)
-			}
-		}
-		c.take(tasks)
 	}
-	c.orphans.Store(false)
+	c.take(tasks)
 	return nil
 }
 
@@ -376,8 +437,9 @@ func (c *consumer[T]) unseen(ctx context.Context, timeout time.Duration) (found 
 	start := "-"
 	for {
 		opCtx, cancel := context.WithTimeout(ctx, timeout)
-		page, err := c.g.pendingPage(opCtx, start, c.name)
+		page, err := c.g.pendingPage(opCtx, start, c.name, c.aside())
 		cancel()
+		c.heed(err)
 		if err != nil {
 			return nil, err
 		}
@@ -401,7 +463,7 @@ func (c *consumer[T]) dueLoop(ctx context.Context) {
 	pause := least
 	for sleep(ctx, pause) {
 		pause = longest
-		next, err := c.do(ctx, dueScript, []string{c.s.key, c.s.delayedKey(), c.s.dueKey()}, strconv.Itoa(dueChunk)).AsInt64()
+		next, err := c.loopDo(ctx, dueScript, []string{c.s.key, c.s.delayedKey(), c.s.dueKey()}, strconv.Itoa(dueChunk)).AsInt64()
 		switch {
 		case err != nil && ctx.Err() == nil:
 			c.report(ctx, OpDue, err)

@@ -24,6 +24,22 @@ type publication struct {
 	err     error
 }
 
+// byScript reports whether it takes more than XADD.
+func (p *publication) byScript() bool { return p.hasOnce || p.delay > 0 }
+
+var plain publication // without options; nobody changes it
+
+func publicationOf(opts []PublishOption) *publication {
+	if len(opts) == 0 {
+		return &plain
+	}
+	p := &publication{}
+	for _, o := range opts {
+		o(p)
+	}
+	return p
+}
+
 // IdempotencyKey makes publishing twice with the same key, within Options.IdempotencyTTL of the first, publish once and return the same id; what
 // the second would publish is ignored. It is then sent again if its reply is lost. In a batch, the key of value i (from 0) is
 // key, a slash and i, which must not be that of another message.
@@ -53,6 +69,7 @@ const (
 	redriveField  = "_redrive" // first in an entry that is for one group
 	moreField     = "_more"    // last in a dead letter that had too many fields for a script
 	publishChunk  = 512        // below rueidis' BlockingPipeline, beyond which it opens another connection
+	trimEvery     = 64         // of the commands of a batch, one trims the stream
 	scriptUnpacks = 7000       // what Lua can pass to a command, about; dead.lua has it too
 )
 
@@ -65,11 +82,7 @@ var (
 // Publish appends v and returns its id. With headers it has at most 3,500 fields. An error that is not Redis' own leaves open whether it did: publish again if twice is
 // better than not at all, or use [IdempotencyKey]. One round trip.
 func (s *Stream[T]) Publish(ctx context.Context, v T, opts ...PublishOption) (ID, error) {
-	var p publication
-	for _, o := range opts {
-		o(&p)
-	}
-	id, err := s.publish(ctx, v, &p)
+	id, err := s.publish(ctx, v, publicationOf(opts))
 	if err != nil {
 		return "", fmt.Errorf("stream: publish: %w", err)
 	}
@@ -80,18 +93,35 @@ func (s *Stream[T]) publish(ctx context.Context, v T, p *publication) (ID, error
 	if p.err != nil {
 		return "", p.err
 	}
-	var scratch [16]string
-	fields, err := s.encode(scratch[:0], v, p)
+	scratch := s.scratch()
+	defer s.reuse(scratch)
+	fields, err := s.encode((*scratch)[:0], v, p)
+	*scratch = fields
 	if err != nil {
 		return "", err
 	}
-	var id string
-	if p.hasOnce || p.delay > 0 {
-		id, err = script.Do(ctx, s.client, s.publishCall(fields, p, p.once)).ToString()
-		return ID(id), err
+	var r rueidis.RedisResult
+	if p.byScript() {
+		r = script.Do(ctx, s.client, s.publishCall(fields, p, p.once))
+	} else {
+		r = s.client.Do(ctx, s.xadd(fields, true))
 	}
-	id, err = s.client.Do(ctx, s.xadd(fields)).ToString()
+	id, err := r.ToString()
 	return ID(id), err
+}
+
+// scratch returns a slice for an entry's fields.
+func (s *Stream[T]) scratch() *[]string {
+	if f, ok := s.fields.Get().(*[]string); ok {
+		return f
+	}
+	return new([]string)
+}
+
+// reuse takes a slice back from which commands were built.
+func (s *Stream[T]) reuse(scratch *[]string) {
+	clear(*scratch)
+	s.fields.Put(scratch)
 }
 
 // BatchError says which values of a [Stream.PublishBatch] were not published, or may not have been.
@@ -127,10 +157,7 @@ func (e *BatchError) Unwrap() []error {
 // PublishBatch appends values in their order and returns their ids. If some fail the error is a [*BatchError], and the others
 // are published. One round trip for each 512.
 func (s *Stream[T]) PublishBatch(ctx context.Context, values []T, opts ...PublishOption) ([]ID, error) {
-	var p publication
-	for _, o := range opts {
-		o(&p)
-	}
+	p := publicationOf(opts)
 	if p.err != nil {
 		return nil, fmt.Errorf("stream: publish: %w", p.err)
 	}
@@ -143,7 +170,7 @@ func (s *Stream[T]) PublishBatch(ctx context.Context, values []T, opts ...Publis
 		errs[i] = err
 	}
 	for begin := 0; begin < len(values); begin += publishChunk {
-		s.publishSome(ctx, values[begin:min(begin+publishChunk, len(values))], &p, begin, ids, fail)
+		s.publishSome(ctx, values[begin:min(begin+publishChunk, len(values))], p, begin, ids, fail)
 	}
 	if errs != nil {
 		return ids, &BatchError{errs}
@@ -151,30 +178,34 @@ func (s *Stream[T]) PublishBatch(ctx context.Context, values []T, opts ...Publis
 	return ids, nil
 }
 
+// publishSome publishes values, the first of which is the one at begin of the batch, in one round trip.
 func (s *Stream[T]) publishSome(ctx context.Context, values []T, p *publication, begin int, ids []ID, fail func(int, error)) {
+	scratch := s.scratch()
+	defer s.reuse(scratch)
 	index := make([]int, 0, len(values)) // of the values that could be encoded
 	var cmds []rueidis.Completed
 	var calls []script.Call
-	var fields []string
-	byScript := p.hasOnce || p.delay > 0
+	if p.byScript() {
+		calls = make([]script.Call, 0, len(values))
+	} else {
+		cmds = make([]rueidis.Completed, 0, len(values))
+	}
 	for i, v := range values {
-		var err error
-		if fields, err = s.encode(fields[:0], v, p); err != nil {
+		fields, err := s.encode((*scratch)[:0], v, p)
+		*scratch = fields
+		if err != nil {
 			fail(begin+i, err)
 			continue
 		}
-		if byScript {
+		if p.byScript() {
 			calls = append(calls, s.publishCall(fields, p, p.once+"/"+strconv.Itoa(begin+i)))
 		} else {
-			if cmds == nil {
-				cmds = make([]rueidis.Completed, 0, len(values))
-			}
-			cmds = append(cmds, s.xadd(fields))
+			cmds = append(cmds, s.xadd(fields, len(cmds)%trimEvery == 0))
 		}
 		index = append(index, begin+i)
 	}
 	var results []rueidis.RedisResult
-	if byScript {
+	if p.byScript() {
 		results = script.DoMulti(ctx, s.client, calls)
 	} else {
 		results = s.client.DoMulti(ctx, cmds...)
@@ -211,10 +242,10 @@ func (s *Stream[T]) encode(fields []string, v T, p *publication) ([]string, erro
 	return fields, nil
 }
 
-func (s *Stream[T]) xadd(fields []string) rueidis.Completed {
+func (s *Stream[T]) xadd(fields []string, trim bool) rueidis.Completed {
 	cmd := s.client.B().Arbitrary("XADD").Keys(s.key)
-	if s.opts.MaxLen > 0 {
-		cmd = cmd.Args("MAXLEN", "~", strconv.FormatInt(s.opts.MaxLen, 10))
+	if trim && s.maxLen != "" {
+		cmd = cmd.Args("MAXLEN", "~", s.maxLen)
 	}
 	return cmd.Args("*").Args(fields...).Build()
 }

@@ -23,7 +23,7 @@ import (
 // It returns an error at once if the options are bad, if Redis says that the key is no stream or that this is not allowed, or as
 // ErrSecondGroup. While Redis cannot be reached it tries again, with pauses of a second at most.
 //
-// It uses one blocking connection, and otherwise those that the client shares.
+// It uses one blocking connection, and otherwise those that the client shares, as long as they answer.
 func (g *Group[T]) Run(ctx context.Context, h Handler[T]) error {
 	if h == nil {
 		return errors.New("stream: run: handler is required")
@@ -70,17 +70,17 @@ type consumer[T any] struct {
 	lanes             lanes[T]
 	parked            map[*task[T]]struct{} // that wait for their next attempt
 	stopping          bool
-	reading, claiming int  // room that is kept for what is being read and claimed
-	sweepWaits        bool // for what reading keeps
-	adopting          bool
+	reading, claiming int                // room that is kept for what is being read and claimed
+	sweepWaits        bool               // for what reading keeps
+	readDone          chan struct{}      // is closed when what the read under way has brought is in tasks; nil if there is none
 	left              []*task[T]         // what came to be handled when it was stopping
 	cancel            context.CancelFunc // of the read that waits
 	existed           bool               // the group has: if it is gone, it begins with the first entry
 
-	adoptAt               time.Duration // when to look again, after a failure
-	orphans, laterOrphans atomic.Bool   // there may be entries of replies that were never seen: look now, and once more later
-	adopts                int           // of them at once
-	full                  atomic.Int64  // until when dead letters wait for one to find room, on the package's clock; 0 if there is
+	// On the package's clock; 0 if there is none.
+	suspected  atomic.Int64 // the last reply that was never seen, and may have had entries
+	full       atomic.Int64 // until when dead letters wait for one to find room
+	asideUntil atomic.Int64 // when the loops try shared connections again
 }
 
 func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) error {
@@ -155,7 +155,7 @@ func (g *Group[T]) newConsumer(h Handler[T], hb BatchHandler[T]) *consumer[T] {
 	c := &consumer[T]{
 		g: g, s: g.s, opts: &g.opts, name: name + "-" + rand.Text()[:8], handle: h, handleBatch: hb,
 		opTimeout: min(opTimeout, max(g.opts.Lease/3, 100*time.Millisecond)),
-		space:     make(chan struct{}, 1), turn: make(chan struct{}, 1), adopts: renewChunk, tasks: map[ID]*task[T]{}, parked: map[*task[T]]struct{}{},
+		space:     make(chan struct{}, 1), turn: make(chan struct{}, 1), tasks: map[ID]*task[T]{}, parked: map[*task[T]]struct{}{},
 		lanes: lanes[T]{keys: map[string][]*task[T]{}},
 	}
 	c.acks = newAcker(c)
@@ -183,14 +183,55 @@ func (c *consumer[T]) report(ctx context.Context, op string, err error) {
 
 // do makes one bounded round trip.
 func (c *consumer[T]) do(ctx context.Context, sc *script.Script, keys []string, args ...string) rueidis.RedisResult {
-	ctx, cancel := context.WithTimeout(ctx, c.opTimeout)
-	defer cancel()
-	return script.Do(ctx, c.s.client, sc.Call(keys, args...))
+	return c.send(ctx, sc.Call(keys, args...))
 }
 
-// onStream runs a script whose arguments begin with the group and the consumer.
+func (c *consumer[T]) send(ctx context.Context, call script.Call) rueidis.RedisResult {
+	ctx, cancel := context.WithTimeout(ctx, c.opTimeout)
+	defer cancel()
+	return script.Do(ctx, c.s.client, call)
+}
+
+// detourFor is how long the loops use connections of their own after a shared one was silent. It is longer than the client's defaults take to
+// notice that.
+const detourFor = 15 * time.Second
+
+// aside reports whether the loops are to do without shared connections.
+func (c *consumer[T]) aside() bool { return sinceEpoch() < time.Duration(c.asideUntil.Load()) }
+
+// heed learns from what became of a command that one of the loops has sent.
+func (c *consumer[T]) heed(err error) {
+	if errors.Is(err, context.DeadlineExceeded) {
+		c.asideUntil.Store(int64(sinceEpoch() + detourFor))
+	}
+}
+
+// unbuilt is a command.
+type unbuilt interface {
+	Build() rueidis.Completed
+	Blocking() rueidis.Completed
+}
+
+// built finishes a command, which if it is to be aside takes a connection of the blocking pool.
+func built(cmd unbuilt, aside bool) rueidis.Completed {
+	if aside {
+		return cmd.Blocking()
+	}
+	return cmd.Build()
+}
+
+// loopDo is do for the loops, of which there are few.
+func (c *consumer[T]) loopDo(ctx context.Context, sc *script.Script, keys []string, args ...string) rueidis.RedisResult {
+	call := sc.Call(keys, args...)
+	call.Aside = c.aside()
+	r := c.send(ctx, call)
+	c.heed(r.Error())
+	return r
+}
+
+// onStream runs a script whose arguments begin with the group and the consumer, for a loop.
 func (c *consumer[T]) onStream(ctx context.Context, sc *script.Script, args ...string) rueidis.RedisResult {
-	return c.do(ctx, sc, []string{c.s.key}, append([]string{c.g.name, c.name}, args...)...)
+	return c.loopDo(ctx, sc, []string{c.s.key}, append([]string{c.g.name, c.name}, args...)...)
 }
 
 // onExit is onStream when no lease depends on how long it takes.
@@ -270,6 +311,7 @@ func isGone(err error) bool {
 // readLoop reads new entries as long as there is room for them.
 func (c *consumer[T]) readLoop(ctx context.Context) {
 	var wait backoff
+	grace := c.leastGrace()
 	for {
 		select {
 		case <-c.g.running():
@@ -288,21 +330,18 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 			}
 			continue
 		}
-		// Here, between two reads, since a reply under way is no orphan.
-		err := c.adopt(ctx)
-		if err != nil && ctx.Err() == nil && !isGone(err) { // reading may work nevertheless
-			c.report(ctx, OpClaim, err)
-			c.adoptAt = sinceEpoch() + maxWait
-			err = nil
-		}
-		if room = c.stillFree(); err == nil && room > 0 {
-			sent := sinceEpoch()
-			var entries []entry
-			if entries, err = c.read(ctx, room); err == nil {
-				wait = backoff{}
-				c.g.counters.received.Add(uint64(len(entries)))
-				c.take(c.newTasks(entries, sent))
+		sent := sinceEpoch()
+		entries, err := c.read(ctx, room, grace)
+		if err == nil {
+			wait = backoff{}
+			if sinceEpoch()-sent < readBlock+grace/4 {
+				grace = c.leastGrace()
 			}
+			c.g.counters.received.Add(uint64(len(entries)))
+			c.take(c.newTasks(entries, sent))
+		} else if errors.Is(err, context.DeadlineExceeded) {
+			grace = min(2*grace, c.opTimeout) // it may have been a large reply
+			c.heed(err)
 		}
 		c.readingEnds()
 		if err == nil {
@@ -311,16 +350,17 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if _, answered := rueidis.IsRedisErr(err); !answered {
+			c.suspect()
+			notify(c.turn)
+		}
 		if errors.Is(err, context.Canceled) { // by Pause
-			c.suspect() // an entry may have come in the moment of the interruption
 			continue
 		}
 		if isGone(err) {
 			if err = c.create(ctx); err == nil {
 				continue
 			}
-		} else if _, answered := rueidis.IsRedisErr(err); !answered {
-			c.suspect()
 		}
 		c.report(ctx, OpRead, err)
 		wait.sleep(ctx)
@@ -349,22 +389,19 @@ func (c *consumer[T]) room() int {
 			notify(c.turn)
 			return 0
 		}
-		c.reading = n
+		c.reading, c.readDone = n, make(chan struct{})
 		return n
 	}
 	return 0
 }
 
-// stillFree returns how much of what room has kept adopt has not used.
-func (c *consumer[T]) stillFree() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.reading = max(0, min(c.reading, c.free()+c.reading))
-	return c.reading
-}
+// leastGrace is how much longer than it waits for entries a read may take, at first: if nothing is heard from a connection, the next read takes
+// another one.
+func (c *consumer[T]) leastGrace() time.Duration { return min(time.Second, c.opTimeout) }
 
-func (c *consumer[T]) read(ctx context.Context, n int) ([]entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, readBlock+c.opTimeout)
+func (c *consumer[T]) read(ctx context.Context, n int, grace time.Duration) ([]entry, error) {
+	block := min(readBlock, c.opts.Lease/3)
+	ctx, cancel := context.WithTimeout(ctx, block+grace)
 	defer cancel()
 	c.mu.Lock()
 	c.cancel = cancel
@@ -372,7 +409,7 @@ func (c *consumer[T]) read(ctx context.Context, n int) ([]entry, error) {
 	if c.g.isPausedNow() { // since before interrupt could know of this read
 		return nil, context.Canceled
 	}
-	return parseRead(c.s.client.Do(ctx, c.s.client.B().Xreadgroup().Group(c.g.name, c.name).Count(int64(n)).Block(min(readBlock, c.opts.Lease/3).Milliseconds()).
+	return parseRead(c.s.client.Do(ctx, c.s.client.B().Xreadgroup().Group(c.g.name, c.name).Count(int64(n)).Block(block.Milliseconds()).
 		Streams().Key(c.s.key).Id(">").Build().ToPipe().UnblockOnCancel()))
 }
 

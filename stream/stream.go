@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -82,6 +83,8 @@ type Stream[T any] struct {
 	client rueidis.Client
 	key    string
 	opts   Options[T]
+	maxLen string    // Options.MaxLen, "" if there is none
+	fields sync.Pool // of *[]string
 }
 
 // New returns a stream. key is the key that the stream has in Redis: not empty, and either without braces or with a hash tag,
@@ -99,7 +102,11 @@ func New[T any](client rueidis.Client, key string, opts Options[T]) (*Stream[T],
 	if err := opts.setDefaults(); err != nil {
 		return nil, fmt.Errorf("stream: %w", err)
 	}
-	return &Stream[T]{client, key, opts}, nil
+	s := &Stream[T]{client: client, key: key, opts: opts}
+	if opts.MaxLen > 0 {
+		s.maxLen = strconv.FormatInt(opts.MaxLen, 10)
+	}
+	return s, nil
 }
 
 // isTagged reports whether Redis hashes a part of key only.

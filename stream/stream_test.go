@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
 	"math/rand/v2"
@@ -252,6 +253,67 @@ func FuzzJSON(f *testing.F) {
 		again, err := c.Decode(fields)
 		require.NoError(t, err)
 		require.Equal(t, v, again)
+	})
+}
+
+// pointerJSON is a type whose methods are its pointer's.
+type pointerJSON struct{ n int }
+
+func (p *pointerJSON) MarshalJSON() ([]byte, error) {
+	return strconv.AppendInt(nil, int64(p.n), 10), nil
+}
+
+func (p *pointerJSON) UnmarshalJSON(text []byte) (err error) {
+	p.n, err = strconv.Atoi(string(text))
+	return err
+}
+
+// Encoders are used again, and texts that they have made stay as they are: a client may keep them.
+func TestJSON_TextsStay(t *testing.T) {
+	t.Parallel()
+	c := JSON[string]()
+	var fields, want []string
+	for i := range 2000 {
+		v := strings.Repeat(string(rune('a'+i%26)), rand.IntN(100))
+		if i%100 == 0 {
+			v = strings.Repeat("<long>", 1000)
+		}
+		text, err := json.Marshal(v)
+		require.NoError(t, err)
+		want = append(want, jsonField, string(text))
+		fields, err = c.Append(fields, v)
+		require.NoError(t, err)
+	}
+	require.Equal(t, want, fields)
+
+	broken := JSON[any]()
+	_, err := broken.Append(nil, func() {})
+	require.Error(t, err)
+	fields, err = broken.Append(nil, 7)
+	require.NoError(t, err, "an error is of one value")
+	require.Equal(t, []string{jsonField, "7"}, fields)
+
+	p := JSON[pointerJSON]()
+	fields, err = p.Append(nil, pointerJSON{5})
+	require.NoError(t, err)
+	require.Equal(t, []string{jsonField, "5"}, fields)
+	got, err := p.Decode(fields)
+	require.NoError(t, err)
+	require.Equal(t, pointerJSON{5}, got)
+}
+
+// What is decoded in a shorter way is what encoding/json makes of it.
+func FuzzJSONString(f *testing.F) {
+	c := JSON[string]()
+	for _, text := range []string{`"plain"`, `""`, `"`, `"a"b"`, `"\""`, `"é"`, "\"\x7f\"", "\"\x1f\"", "\"\xff\"", ` "a"`, `null`, `7`, ``, `"a" "b"`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var want string
+		wantErr := json.Unmarshal([]byte(text), &want)
+		got, err := c.Decode([]string{jsonField, text})
+		require.Equal(t, wantErr == nil, err == nil)
+		require.Equal(t, want, got)
 	})
 }
 

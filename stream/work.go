@@ -289,7 +289,7 @@ func (w *worker[T]) prepare(t *task[T], now time.Duration) (*Message[T], error) 
 // begin writes down that an attempt begins, and returns whether it may.
 func (c *consumer[T]) begin(ctx context.Context, t *task[T]) bool {
 	sent := sinceEpoch()
-	n, err := c.onStream(ctx, beginScript, string(t.id), strconv.Itoa(t.attempt)).AsInt64()
+	n, err := c.do(ctx, beginScript, []string{c.s.key}, c.g.name, c.name, string(t.id), strconv.Itoa(t.attempt)).AsInt64()
 	switch {
 	case isGone(err) || err == nil && n < 0:
 		c.g.counters.deleted.Add(1)

@@ -90,17 +90,19 @@ func (s *Store) bucketKeys(ctx context.Context, kind byte, from, to time.Time, s
 		for r, l := range s.levels {
 			bases[r] = s.keys.base(kind, name, l.step, buckets)
 		}
-		err := s.levels.cover(bounds[0], min(bounds[1], s.limit(now.Unix())), now.Unix(), func(r int, start int64) {
-			if len(keys) <= maxKeys {
-				keys = append(keys, at(bases[r], start/s.levels[r].step))
+		err := s.levels.cover(bounds[0], min(bounds[1], s.limit(now.Unix())), now.Unix(), func(r int, start, end int64) error {
+			step := s.levels[r].step
+			if (end-start)/step > int64(maxKeys-len(keys)) {
+				return ErrTooMany
 			}
+			for ; start < end; start += step {
+				keys = append(keys, at(bases[r], start/step))
+			}
+			return nil
 		})
 		if err != nil {
 			return nil, covered, err
 		}
-	}
-	if len(keys) > maxKeys {
-		return nil, covered, ErrTooMany
 	}
 	return keys, covered, nil
 }

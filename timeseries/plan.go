@@ -57,21 +57,29 @@ func (ls levels) snap(t, now int64) int64 {
 
 var errPlan = errors.New("interval is not made of buckets")
 
-// cover calls emit with buckets, by level and start, that make up [from, to) and are as coarse as they can be. Both ends must
-// be what snap returns, or equal.
-func (ls levels) cover(from, to, now int64, emit func(level int, start int64)) error {
+// cover calls emit with rows of buckets of a level, from the start of the first to the end of the last, that make up [from, to) and
+// are as coarse as they can be: at most two rows of each level, however long that is. Both ends must be what snap returns, or equal.
+// An error of emit ends it.
+func (ls levels) cover(from, to, now int64, emit func(level int, start, end int64) error) error {
 	for from < to {
 		r := len(ls) - 1
-		for ; r >= 0; r-- {
-			if step := ls[r].step; from+step <= to && from%step == 0 && ls[r].kept(from, now) {
-				emit(r, from)
-				from += step
-				break
-			}
+		for r >= 0 && (from+ls[r].step > to || from%ls[r].step != 0 || !ls[r].kept(from, now)) {
+			r--
 		}
 		if r < 0 {
 			return errPlan
 		}
+		end := from + ls[r].step
+		if end < to {
+			end = floor(to, ls[r].step)
+			if r+1 < len(ls) { // where the next coarser level may go on
+				end = min(end, ceil(from+1, ls[r+1].step))
+			}
+		}
+		if err := emit(r, from, end); err != nil {
+			return err
+		}
+		from = end
 	}
 	return nil
 }

@@ -2,16 +2,9 @@ package timeseries
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
-	"math/bits"
-	"strconv"
-	"strings"
 	"time"
-
-	"github.com/redis/rueidis"
 )
 
 // Covered is the interval that an answer is about.
@@ -40,242 +33,6 @@ type StatsTotal struct {
 
 // Mean returns Sum / Count, and NaN if there are no values.
 func (t StatsTotal) Mean() float64 { return t.Sum / float64(t.Count) }
-
-// fewFields are read one by one. For more it is cheaper to read the whole chunk.
-const fewFields = 12
-
-// request is the part of a chunk that is wanted.
-type request struct {
-	level   int
-	chunk   int64
-	targets []int32 // per bucket of the chunk, 1 + the number of the point that it is for
-	wanted  int
-}
-
-// requests returns what to read for points that lie between bounds, each border being one that snap would return.
-func (s *Store) requests(bounds []int64, now, buckets int64) ([]request, error) {
-	var reqs []request
-	var current [maxLevels]struct{ index, start, end int64 } // each level's last request, and its chunk
-	for r := range current {
-		current[r].end = math.MinInt64
-	}
-	limit := s.limit(now)
-	for i := range len(bounds) - 1 {
-		err := s.levels.cover(bounds[i], min(bounds[i+1], limit), now, func(r int, start int64) {
-			if len(reqs) > maxKeys {
-				return
-			}
-			c, step := &current[r], s.levels[r].step
-			if start >= c.end {
-				c.start = floor(start, step*buckets)
-				c.end = c.start + step*buckets
-				c.index = int64(len(reqs))
-				reqs = append(reqs, request{level: r, chunk: c.start / (step * buckets), targets: make([]int32, buckets)})
-			}
-			q := &reqs[c.index]
-			q.targets[(start-c.start)/step] = int32(i) + 1
-			q.wanted++
-		})
-		if err != nil {
-			return nil, err
-		}
-		if len(reqs) > maxKeys {
-			return nil, ErrTooMany
-		}
-	}
-	return reqs, nil
-}
-
-// limit is a border after which there cannot be any events.
-func (s *Store) limit(now int64) int64 {
-	return ceil(now+int64(s.opts.MaxFuture/time.Second)+1, s.levels[len(s.levels)-1].step)
-}
-
-// fetch reads, in one round trip, what series have between bounds, and calls add for each bucket that is there.
-func (s *Store) fetch(ctx context.Context, kind byte, series []string, bounds []int64, now, buckets int64, add func(series, point int, v value) error) error {
-	reqs, err := s.requests(bounds, now, buckets)
-	if err != nil {
-		return err
-	}
-	if len(reqs)*len(series) > maxKeys {
-		return ErrTooMany
-	}
-	if len(reqs) == 0 {
-		return nil
-	}
-	noDump := s.noDump.Load()
-	cmds := make(rueidis.Commands, 0, len(reqs)*len(series))
-	keys := make([]string, 0, cap(cmds))
-	bases := make([]string, len(s.levels))
-	for _, name := range series {
-		for r, l := range s.levels {
-			bases[r] = s.keys.base(kind, name, l.step, buckets)
-		}
-		for _, q := range reqs {
-			k := at(bases[q.level], q.chunk)
-			keys = append(keys, k)
-			switch {
-			case q.wanted <= fewFields:
-				fields := make([]string, 0, fewFields)
-				for i, target := range q.targets {
-					if target > 0 {
-						fields = append(fields, strconv.Itoa(i))
-					}
-				}
-				cmds = append(cmds, s.client.B().Hmget().Key(k).Field(fields...).Build())
-			case noDump:
-				cmds = append(cmds, s.client.B().Hgetall().Key(k).Build())
-			default:
-				cmds = append(cmds, s.client.B().Dump().Key(k).Build())
-			}
-		}
-	}
-	bound, cancel := s.bounds.Bound(ctx, sinceEpoch())
-	defer cancel()
-	var again []int
-	var pairs []pair
-	for i, r := range s.client.DoMulti(bound, cmds...) {
-		q := &reqs[i%len(reqs)]
-		pairs, err = pairsOf(pairs[:0], r, q, noDump)
-		if errors.Is(err, errDump) {
-			if errors.Is(err, errNoDump) {
-				s.noDump.Store(true)
-			}
-			again = append(again, i)
-			continue
-		}
-		if err == nil {
-			err = q.deliver(pairs, i/len(reqs), add)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if len(again) == 0 {
-		return nil
-	}
-	cmds = cmds[:0]
-	for _, i := range again {
-		cmds = append(cmds, s.client.B().Hgetall().Key(keys[i]).Build())
-	}
-	for j, r := range s.client.DoMulti(bound, cmds...) {
-		q := &reqs[again[j]%len(reqs)]
-		if pairs, err = pairsOf(pairs[:0], r, q, true); err == nil {
-			err = q.deliver(pairs, again[j]/len(reqs), add)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// pair is a field of a chunk and what it holds.
-type pair struct {
-	field int64
-	v     value
-}
-
-// pairsOf appends what a reply has to pairs. errDump means that it must be asked for in another way.
-func pairsOf(pairs []pair, r rueidis.RedisResult, q *request, noDump bool) ([]pair, error) {
-	emit := func(field int64, v value) { pairs = append(pairs, pair{field, v}) }
-	switch {
-	case q.wanted <= fewFields:
-		values, err := r.ToArray()
-		if err != nil {
-			return pairs, err
-		}
-		if len(values) != q.wanted {
-			return pairs, errReply
-		}
-		i := 0
-		for field, target := range q.targets {
-			if target == 0 {
-				continue
-			}
-			if text, err := values[i].ToString(); err == nil {
-				emit(int64(field), value{text: text, isText: true})
-			}
-			i++
-		}
-		return pairs, nil
-	case noDump:
-		hash, err := r.AsStrMap()
-		for field, text := range hash {
-			n, err := strconv.ParseInt(field, 10, 64)
-			if err != nil {
-				return pairs, errReply
-			}
-			emit(n, value{text: text, isText: true})
-		}
-		return pairs, err
-	}
-	dump, err := r.ToString()
-	if err != nil {
-		e, _ := rueidis.IsRedisErr(err)
-		switch {
-		case rueidis.IsRedisNil(err):
-			return pairs, nil
-		case e == nil:
-		case strings.HasPrefix(e.Error(), "NOPERM"), strings.Contains(e.Error(), "unknown command"):
-			return pairs, errNoDump
-		case strings.HasPrefix(e.Error(), "WRONGTYPE"): // miniredis
-			return pairs, errDump
-		}
-		return pairs, err
-	}
-	return pairs, decodeDump(dump, emit)
-}
-
-// deliver calls add with the pairs that are wanted.
-func (q *request) deliver(pairs []pair, series int, add func(series, point int, v value) error) error {
-	for _, p := range pairs {
-		if p.field < 0 || p.field >= int64(len(q.targets)) || q.targets[p.field] == 0 {
-			continue
-		}
-		if err := add(series, int(q.targets[p.field])-1, p.v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// seconds returns the first whole second at or after t.
-func seconds(t time.Time) int64 {
-	if t.Nanosecond() > 0 {
-		return t.Unix() + 1
-	}
-	return t.Unix()
-}
-
-func timeOf(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }
-
-// mostSeconds is before and after 1970 for how long times make sense: a million years.
-const mostSeconds = 1 << 45
-
-func checkTimes(from, to time.Time) error {
-	for _, t := range []time.Time{from, to} {
-		if t.Unix() < -mostSeconds || t.Unix() > mostSeconds {
-			return errors.New("a time is more than a million years from 1970")
-		}
-	}
-	return nil
-}
-
-// interval is what [from, to) comes to.
-func (s *Store) interval(from, to, at time.Time) (bounds [2]int64, c Covered, err error) {
-	if err := checkTimes(from, to); err != nil {
-		return bounds, c, err
-	}
-	if to.Before(from) {
-		return bounds, c, errors.New("the interval ends before it begins")
-	}
-	now, step := at.Unix(), s.levels[0].step
-	bounds = [2]int64{s.levels.snap(seconds(from), now), s.levels.snap(seconds(to), now)}
-	c = Covered{From: timeOf(bounds[0]), To: timeOf(bounds[1])}
-	c.Exact = c.From.Equal(from) && (c.To.Equal(to) || floor(to.Unix(), step) == floor(now, step))
-	return bounds, c, nil
-}
 
 // Sum returns the sum of [from, to), in one round trip and usually a handful of commands: it is made of the largest buckets
 // that fit in, and of smaller ones at the ends. See [Covered]. What is only in another process' memory is not in it. Sums of
@@ -324,61 +81,46 @@ func (s *Store) sum(ctx context.Context, kind byte, series string, from, to time
 	if err != nil {
 		return Covered{}, err
 	}
-	return covered, s.fetch(ctx, kind, []string{series}, bounds[:], now.Unix(), buckets, func(_, _ int, v value) error { return add(v) })
-}
-
-// wide is a sum of 128 bits: more than there are buckets to add up.
-type wide struct {
-	high int64
-	low  uint64
-}
-
-func (w *wide) add(n int64) {
-	var carry uint64
-	w.low, carry = bits.Add64(w.low, uint64(n), 0)
-	w.high += n>>63 + int64(carry)
-}
-
-// int64 returns the sum, and whether it is one.
-func (w *wide) int64() (int64, bool) { return int64(w.low), w.high == int64(w.low)>>63 }
-
-// addValue merges what a bucket of stats holds: "count sum least greatest", or, where that would be long, the letter b and
-// the same as float64.
-func (c *cell) addValue(v value) error {
-	d, err := cellOf(v)
+	reqs, err := s.requests(bounds[:], now.Unix(), buckets, maxKeys)
 	if err != nil {
-		return err
+		return Covered{}, err
 	}
-	if !c.merge(d) {
-		return ErrOverflow
+	return covered, s.fetch(ctx, kind, []string{series}, reqs, buckets, func(_, _ int, v value) error { return add(v) })
+}
+
+// interval is what [from, to) comes to.
+func (s *Store) interval(from, to, at time.Time) (bounds [2]int64, c Covered, err error) {
+	if err := checkTimes(from, to); err != nil {
+		return bounds, c, err
+	}
+	if to.Before(from) {
+		return bounds, c, errors.New("the interval ends before it begins")
+	}
+	now, step := at.Unix(), s.levels[0].step
+	bounds = [2]int64{s.levels.snap(seconds(from), now), s.levels.snap(seconds(to), now)}
+	c = Covered{From: timeOf(bounds[0]), To: timeOf(bounds[1])}
+	c.Exact = c.From.Equal(from) && (c.To.Equal(to) || floor(to.Unix(), step) == floor(now, step))
+	return bounds, c, nil
+}
+
+// seconds returns the first whole second at or after t.
+func seconds(t time.Time) int64 {
+	if t.Nanosecond() > 0 {
+		return t.Unix() + 1
+	}
+	return t.Unix()
+}
+
+func timeOf(seconds int64) time.Time { return time.Unix(seconds, 0).UTC() }
+
+// mostSeconds is before and after 1970 for how long times make sense: a million years.
+const mostSeconds = 1 << 45
+
+func checkTimes(from, to time.Time) error {
+	for _, t := range []time.Time{from, to} {
+		if t.Unix() < -mostSeconds || t.Unix() > mostSeconds {
+			return errors.New("a time is more than a million years from 1970")
+		}
 	}
 	return nil
-}
-
-func cellOf(v value) (c cell, err error) {
-	if !v.isText {
-		return c, errReply
-	}
-	if len(v.text) == 33 && v.text[0] == 'b' {
-		float := func(i int) float64 {
-			return math.Float64frombits(binary.LittleEndian.Uint64([]byte(v.text[1+8*i : 9+8*i])))
-		}
-		return cell{int64(float(0)), float(1), float(2), float(3)}, nil
-	}
-	count, rest, _ := strings.Cut(v.text, " ")
-	sum, rest, _ := strings.Cut(rest, " ")
-	least, most, _ := strings.Cut(rest, " ")
-	c.count, err = strconv.ParseInt(count, 10, 64)
-	for _, f := range []struct {
-		to   *float64
-		text string
-	}{{&c.sum, sum}, {&c.least, least}, {&c.most, most}} {
-		if err == nil {
-			*f.to, err = strconv.ParseFloat(f.text, 64)
-		}
-	}
-	if err != nil {
-		return cell{}, errReply
-	}
-	return c, nil
 }

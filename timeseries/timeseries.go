@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,7 +42,8 @@ var (
 	// ErrResolution means that no resolution that is kept for that long has a bucket border where one is asked for.
 	ErrResolution = errors.New("timeseries: no resolution can express this")
 
-	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000 keys.
+	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000 keys. Nothing was
+	// read.
 	ErrTooMany = errors.New("timeseries: too many points")
 )
 
@@ -143,6 +145,7 @@ func (o *Options) setDefaults() error {
 			{10 * time.Second, 6 * time.Hour}, {time.Minute, 7 * 24 * time.Hour}, {time.Hour, 400 * 24 * time.Hour},
 		}
 	}
+	o.Resolutions = slices.Clone(o.Resolutions) // the caller may change theirs
 	if err := checkResolutions(o.Resolutions); err != nil {
 		return fmt.Errorf("Options.Resolutions: %w", err)
 	}
@@ -320,6 +323,9 @@ func (s *Store) drop(ctx context.Context, events int64, err error) {
 		s.opts.Hooks.Drop(ctx, events, err)
 	}
 }
+
+// Resolutions returns the store's resolutions, the smallest Step first.
+func (s *Store) Resolutions() []Resolution { return slices.Clone(s.opts.Resolutions) }
 
 // Now returns what time it is by Options.Clock. The first call asks Redis.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {

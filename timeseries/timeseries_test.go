@@ -4,7 +4,9 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	_ "time/tzdata" // the tests' own: users bring theirs
@@ -102,6 +104,196 @@ func TestWrite_ChecksItsArguments(t *testing.T) {
 	}
 }
 
+// TestReads_WhatIsTooMuchCostsNothing asks for a century in seconds: what is refused is not walked through first.
+func TestReads_WhatIsTooMuchCostsNothing(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{
+		Clock:       func() time.Time { return time.Date(2069, 1, 1, 0, 0, 0, 0, time.UTC) },
+		Resolutions: []Resolution{{time.Second, maxKeep}},
+	})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	ctx := t.Context()
+	from, to := time.Unix(1, 0), time.Date(2068, 12, 31, 23, 59, 59, 0, time.UTC)
+	many := make([]string, 20_001)
+	for name, ask := range map[string]func() error{
+		"sum":    func() error { _, err := s.Counter("x").Sum(ctx, from, to); return err },
+		"stats":  func() error { _, err := s.Stats("x").Sum(ctx, from, to); return err },
+		"count":  func() error { _, err := s.Distinct("x").Count(ctx, from, to); return err },
+		"union":  func() error { _, err := s.Distinct("x").Union(ctx, to.Add(-time.Hour), to, many...); return err },
+		"list":   func() error { _, err := s.Top("x").List(ctx, from, to, 3); return err },
+		"delete": func() error { return s.Delete(ctx, "x", from.Truncate(time.Minute), to.Truncate(time.Minute)) },
+		"step": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Step: time.Second})
+			return err
+		},
+		"wide step": func() error {
+			_, err := s.Stats("x").Range(ctx, Range{From: from, To: to, Step: 1000 * time.Hour})
+			return err
+		},
+		"days": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Day})
+			return err
+		},
+		"years": func() error {
+			_, err := s.Counter("x").Range(ctx, Range{From: from, To: to, Calendar: Year})
+			return err
+		},
+		"keys of many": func() error {
+			_, err := s.RangeMany(ctx, Range{From: to.Add(-time.Hour), To: to, Step: time.Hour}, many...)
+			return err
+		},
+		"points of many": func() error {
+			_, err := s.RangeMany(ctx, Range{From: time.Unix(0, 0).AddDate(-100, 0, 0), To: time.Unix(0, 0).AddDate(-90, 0, 0), Step: 24 * time.Hour}, many...)
+			return err
+		},
+	} {
+		began := time.Now()
+		require.ErrorIs(t, ask(), ErrTooMany, name)
+		require.Less(t, time.Since(began), 2*time.Second, name) // milliseconds, on a machine that does nothing else
+	}
+}
+
+// TestLane_CountsEachOfMany counts in few buckets from several goroutines, while batches are taken away to be written.
+func TestLane_CountsEachOfMany(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	for i := range s.lanes {
+		s.lanes[i].sending = true // by this test
+	}
+	const workers, events = 8, 50_000
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range events {
+				n := int64(i%3 - 1)
+				if i%1000 == w { // twice as large would overflow: it becomes an op of its own
+					n = math.MaxInt64 / 2
+				}
+				if err := s.Counter("x").IncrAt(t.Context(), time.Unix(1e9-int64(i%4*10), 0), n); err != nil {
+					panic(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	var sum wide
+	var counted int64
+	for ended := false; !ended; {
+		select {
+		case <-done:
+			ended = true
+		default:
+		}
+		for i := range s.lanes {
+			l := &s.lanes[i]
+			l.mu.Lock()
+			b := l.next
+			l.next = nil
+			l.mu.Unlock()
+			if b == nil {
+				continue
+			}
+			for _, o := range b.list {
+				sum.add(o.n.Load())
+				counted += o.events.Load()
+			}
+		}
+	}
+	require.EqualValues(t, workers*events, counted)
+	var want wide
+	for w := range workers {
+		for i := range events {
+			if i%1000 == w {
+				want.add(math.MaxInt64 / 2)
+			} else {
+				want.add(int64(i%3 - 1))
+			}
+		}
+	}
+	require.Equal(t, want, sum)
+}
+
+// TestLane_KeepsWhatRedisHasNotTaken merges what could not be written into what has come meanwhile.
+func TestLane_KeepsWhatRedisHasNotTaken(t *testing.T) {
+	t.Parallel()
+	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
+	require.NoError(t, err)
+	s.clock.buckets.Store(chunkBuckets)
+	s.clock.opened.Store(1)
+	s.clock.renew.Store(math.MaxInt64)
+	s.lanes = s.lanes[:1]
+	l := &s.lanes[0]
+	l.sending = true // by this test
+	ctx := t.Context()
+	add := func(series string, n int64) {
+		require.NoError(t, s.Counter(series).Incr(ctx, n))
+		require.NoError(t, s.Stats(series).Observe(ctx, float64(n)))
+		require.NoError(t, s.Distinct(series).Add(ctx, strconv.FormatInt(n, 10), "both"))
+		require.NoError(t, s.Top(series).Add(ctx, "both", n))
+	}
+	add("x", 3)
+	add("y", 4)
+	require.NoError(t, s.Counter("full").Incr(ctx, math.MaxInt64))
+	taken := l.next
+	l.next = nil
+	add("x", 5)
+	require.NoError(t, s.Counter("full").Incr(ctx, 2))
+	for _, o := range taken.list {
+		o.again, o.err = true, errReply
+	}
+	l.keep(taken)
+	got := map[opKey][]*op{}
+	for _, o := range l.next.list {
+		require.NoError(t, o.err)
+		got[o.opKey] = append(got[o.opKey], o)
+	}
+	require.Len(t, got, 9)
+	one := func(series string, kind byte) *op {
+		ops := got[opKey{series, 1e9, kind}]
+		require.Len(t, ops, 1)
+		return ops[0]
+	}
+	for series, want := range map[string]struct {
+		n, events int64
+		stats     cell
+		distinct  map[string]int64
+	}{
+		"x": {8, 2, cell{2, 8, 3, 5}, map[string]int64{"3": 1, "5": 1, "both": 1}},
+		"y": {4, 1, cell{1, 4, 4, 4}, map[string]int64{"4": 1, "both": 1}},
+	} {
+		require.Equal(t, want.n, one(series, kindCounter).n.Load())
+		require.Equal(t, want.stats, one(series, kindStats).stats)
+		for m := range want.distinct {
+			require.Contains(t, one(series, kindDistinct).members, m)
+		}
+		require.Len(t, one(series, kindDistinct).members, len(want.distinct))
+		require.Equal(t, map[string]int64{"both": want.n}, one(series, kindTop).members)
+		for _, kind := range []byte{kindCounter, kindStats, kindDistinct, kindTop} {
+			require.Equal(t, want.events, one(series, kind).events.Load())
+		}
+	}
+	var sum wide
+	for _, o := range got[opKey{"full", 1e9, kindCounter}] { // it would overflow
+		sum.add(o.n.Load())
+	}
+	var want wide
+	want.add(math.MaxInt64)
+	want.add(2)
+	require.Equal(t, want, sum)
+	require.Equal(t, s.pending.Load(), int64(l.next.size))
+	for _, o := range taken.list {
+		require.Error(t, o.err, "who waits for it is told")
+	}
+}
+
 func TestKeys_DoNotCollide(t *testing.T) {
 	t.Parallel()
 	seen := map[string]string{}
@@ -169,18 +361,82 @@ func TestLevels_CoverIsWhatItSaysAndKept(t *testing.T) {
 		} else {
 			require.Equal(t, ls.horizon(now), from)
 		}
-		at, blocks := from, 0
-		require.NoError(t, ls.cover(from, to, now, func(level int, start int64) {
+		at, rows := from, 0
+		require.NoError(t, ls.cover(from, to, now, func(level int, start, end int64) error {
 			l := ls[level]
 			// What Redis keeps: the key of a chunk lives at least until its last bucket's end, Keep and a step.
-			if start != at || start%l.step != 0 || l.expires(start+l.step) <= now+l.step-1 {
+			if start != at || start%l.step != 0 || end <= start || end%l.step != 0 || l.expires(start+l.step) <= now+l.step-1 {
 				require.Fail(t, "gap, overlap or gone", "seed %d: level %d start %d at %d now %d", seed, level, start, at, now)
 			}
-			at += l.step
-			blocks++
+			for coarser := level + 1; coarser < len(ls); coarser++ {
+				if c := ls[coarser].step; start%c == 0 && start+c <= to && ls[coarser].kept(start, now) || floor(end-1, c) != floor(start, c) {
+					require.Fail(t, "too fine", "seed %d: level %d from %d to %d", seed, level, start, end)
+				}
+			}
+			at = end
+			rows++
+			return nil
 		}))
 		require.Equal(t, max(from, to), at)
-		require.LessOrEqual(t, int64(blocks), (to-from)/top.step+1+2*int64(len(ls))*400)
+		require.LessOrEqual(t, rows, 2*len(ls))
+	}
+}
+
+// TestRequests_AskForEachSecondOnce has charts of equal and of random points.
+func TestRequests_AskForEachSecondOnce(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(100) {
+		r := rand.New(rand.NewPCG(seed, 3))
+		s := &Store{levels: testLevels[r.IntN(len(testLevels))], opts: Options{MaxFuture: time.Minute}}
+		now, buckets := 1_700_000_000+r.Int64N(10_000), []int64{16, 50, 120}[r.IntN(3)]
+		l := s.levels[r.IntN(len(s.levels))]
+		bounds := []int64{s.levels.snap(now-r.Int64N(2*l.keep), now)}
+		if r.IntN(2) == 0 {
+			bounds[0] = floor(bounds[0], l.step)
+		}
+		for int64(len(bounds)) < 4+10_000/l.step {
+			next := bounds[len(bounds)-1] + l.step
+			if r.IntN(10) == 0 {
+				next += r.Int64N(3 * l.step)
+			}
+			bounds = append(bounds, s.levels.snap(next, now))
+		}
+		bounds[0] = s.levels.snap(bounds[0], now)
+		reqs, err := s.requests(bounds, now, buckets, maxKeys)
+		require.NoError(t, err)
+		points := map[int64]int{} // of each second
+		for _, q := range reqs {
+			step, wanted := s.levels[q.level].step, 0
+			require.Len(t, q.targets, int(buckets))
+			for i, target := range q.targets {
+				if target == 0 {
+					continue
+				}
+				wanted++
+				for second := range step {
+					at := (q.chunk*buckets+int64(i))*step + second
+					if points[at] != 0 {
+						require.Fail(t, "read twice", "seed %d: %d", seed, at)
+					}
+					points[at] = int(target)
+				}
+			}
+			require.Equal(t, wanted, q.wanted)
+			require.Positive(t, wanted)
+		}
+		last := min(bounds[len(bounds)-1], s.limit(now))
+		require.Len(t, points, int(max(0, last-bounds[0])), "seed %d", seed)
+		for i := range len(bounds) - 1 {
+			for at := bounds[i]; at < min(bounds[i+1], last); at++ {
+				if points[at] != i+1 {
+					require.Equal(t, i+1, points[at], "seed %d: %d", seed, at)
+				}
+			}
+		}
+		if len(reqs) > 1 {
+			_, err = s.requests(bounds, now, buckets, len(reqs)-1)
+			require.ErrorIs(t, err, ErrTooMany)
+		}
 	}
 }
 
@@ -191,7 +447,10 @@ func TestLevels_PrefersLargeBuckets(t *testing.T) {
 	midnight := floor(now, 86400)
 	to := ls.snap(now, now)
 	count := map[int]int{}
-	require.NoError(t, ls.cover(midnight, to, now, func(level int, _ int64) { count[level]++ }))
+	require.NoError(t, ls.cover(midnight, to, now, func(level int, start, end int64) error {
+		count[level] += int((end - start) / ls[level].step)
+		return nil
+	}))
 	require.Equal(t, map[int]int{0: 2, 1: 13, 2: 22}, count, "22:13:20")
 }
 
@@ -392,11 +651,43 @@ func TestCell_IsReadAsWritten(t *testing.T) {
 	c, err := cellOf(value{text: "3 0.30000000000000004 -1e+300 1e-05", isText: true})
 	require.NoError(t, err)
 	require.Equal(t, cell{3, 0.30000000000000004, -1e300, 1e-5}, c)
-	for _, bad := range []value{{}, {text: "1 2 3", isText: true}, {text: "x 1 1 1", isText: true}, {text: "b", isText: true}, {text: "1 2 3 4 5", isText: true}} {
+	for _, bad := range []value{
+		{},
+		{text: "1 2 3", isText: true},
+		{text: "x 1 1 1", isText: true},
+		{text: "b", isText: true},
+		{text: "1 2 3 4 5", isText: true},
+		{text: "0 1 1 1", isText: true},
+		{text: "-1 1 1 1", isText: true},
+		{text: "9007199254740993 1 1 1", isText: true},
+		{text: "1 NaN 1 1", isText: true},
+		{text: "1 1 -Inf 1", isText: true},
+		{text: "b" + strings.Repeat("\xff", 32), isText: true},
+	} {
 		_, err := cellOf(bad)
 		require.ErrorIs(t, err, errReply)
 	}
 	require.ErrorIs(t, (&cell{1, math.MaxFloat64, 0, 0}).addValue(value{text: "1 1e308 1 1", isText: true}), ErrOverflow)
+}
+
+// FuzzCell: what is taken for a bucket of statistics could have been written, and is the same if it is written again.
+func FuzzCell(f *testing.F) {
+	f.Add("3 0.30000000000000004 -1e+300 1e-05")
+	f.Add("b" + strings.Repeat("\x00", 6) + "\xf0\x3f" + strings.Repeat("\x00", 24))
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := cellOf(value{text: text, isText: true})
+		if err != nil {
+			return
+		}
+		again, err := cellOf(value{text: strconv.FormatInt(c.count, 10) + " " + formatFloat(c.sum) + " " + formatFloat(c.least) + " " + formatFloat(c.most), isText: true})
+		if err != nil || c != again || c.count < 1 {
+			t.Fatalf("%q: %+v, %+v, %v", text, c, again, err)
+		}
+		var all cell
+		if !all.merge(c) || all != c {
+			t.Fatalf("%+v", all)
+		}
+	})
 }
 
 func TestAdd_NeverWraps(t *testing.T) {

@@ -85,7 +85,7 @@ local function observe(count, sum, least, greatest)
 			if not (oc and os and ol and og) then return 'ERR the bucket holds something else' end
 			c, s, l, g = oc + c, os + s, math.min(ol, l), math.max(og, g)
 		end
-		if s - s ~= 0 or c > 2 ^ 53 then return 'ERR overflow' end
+		if s - s ~= 0 or c >= 2 ^ 53 then return 'ERR overflow' end
 		packed[r] = pack(c, s, l, g)
 	end
 	for _, r in ipairs(live) do

@@ -20,6 +20,36 @@ import (
 	"github.com/redispatterns/redispatterns/stream"
 )
 
+// MaxLen holds for each way of publishing now, about: whole nodes of entries are removed, 100 in each, and a batch is trimmed every 64.
+func TestStream_MaxLen(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s, err := stream.New(client, key, stream.Options[int]{MaxLen: 300})
+	require.NoError(t, err)
+	requireBounded := func(most int64) {
+		t.Helper()
+		n, err := client.Do(t.Context(), client.B().Xlen().Key(key).Build()).AsInt64()
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, n, int64(300))
+		require.LessOrEqual(t, n, most)
+	}
+	for range 5 {
+		publishMany(t, s, 0, 1030)
+		requireBounded(300 + 100 + 64)
+	}
+	for range 200 {
+		_, err = s.Publish(t.Context(), 1)
+		require.NoError(t, err)
+	}
+	requireBounded(300 + 100)
+	for v := range 200 {
+		_, err = s.Publish(t.Context(), 1, stream.IdempotencyKey(strconv.Itoa(v)))
+		require.NoError(t, err)
+	}
+	requireBounded(300 + 100)
+}
+
 // However handling fails, it is tried exactly MaxAttempts times, and the dead letter has what the entry had. Others are not affected.
 func TestStream_DeadLetters(t *testing.T) {
 	t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,9 +70,13 @@ func runStreamBatch(t *testing.T, g *stream.Group[int], h stream.BatchHandler[in
 
 // streamProxy forwards TCP, and limits how many bytes a second come back.
 type streamProxy struct {
-	l    net.Listener
-	rate atomic.Int64
+	l          net.Listener
+	rate       atomic.Int64
+	generation atomic.Int64
 }
+
+// silence has all connections that there are swallow what they get, without an end, as when a router has forgotten them. New ones work.
+func (p *streamProxy) silence() { p.generation.Add(1) }
 
 func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -95,6 +100,7 @@ func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 			}
 			conns.Store(a, 1)
 			conns.Store(b, 1)
+			born := p.generation.Load()
 			pipe := func(dst, src net.Conn, limited bool) {
 				buf := make([]byte, 64<<10)
 				for {
@@ -105,6 +111,9 @@ func newStreamProxy(t *testing.T, upstream string) *streamProxy {
 					}
 					if r := p.rate.Load(); limited && r > 0 {
 						_ = after(context.Background(), time.Duration(int64(n)*int64(time.Second)/r))
+					}
+					if p.generation.Load() != born {
+						continue
 					}
 					if _, err := dst.Write(buf[:n]); err != nil {
 						_ = src.Close()
@@ -190,32 +199,66 @@ func TestStream_RunBatchOutlivesItsGoroutine(t *testing.T) {
 	}
 }
 
-func TestStream_ManyFieldsAreDeadLetters(t *testing.T) {
+// streamRaw has all fields of an entry for its value.
+type streamRaw struct{}
+
+func (streamRaw) Append(fields []string, v []string) ([]string, error) {
+	return append(fields, v...), nil
+}
+
+func (streamRaw) Decode(fields []string) ([]string, error) { return slices.Clone(fields), nil }
+
+// Entries of other programs may have more fields than a script can pass on: as dead letters, redriven, and dead again, they keep them all.
+func TestStream_ManyFields(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{5000} {
+	for _, n := range []int{3500, 3550, 3551, 5000, 30_000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			client := redistest.Shared(t).Client(t)
 			key := redistest.Prefix(t)
-			s := newStream(t, client, key)
-			args := []string{"XADD", key, "*"}
+			s, err := stream.New(client, key, stream.Options[[]string]{Codec: streamRaw{}})
+			require.NoError(t, err)
+			var fields []string
 			for i := range n {
-				args = append(args, fmt.Sprint("f", i), "v")
+				fields = append(fields, fmt.Sprint("f", i), strings.Repeat(":", i%12))
 			}
-			streamAdmin(t, client, args...)
-			var failures atomic.Int64
-			var last atomic.Value
-			opts := stream.GroupOptions[int]{Lease: streamLease, MaxAttempts: 1}
-			opts.Hooks.Error = func(_ context.Context, op string, err error) {
-				if op == stream.OpDead {
-					failures.Add(1)
-					last.Store(err.Error())
-				}
+			streamAdmin(t, client, append([]string{"XADD", key, "*"}, fields...)...)
+			handled := make(chan *stream.Message[[]string], 10)
+			g := s.Group("g", stream.GroupOptions[[]string]{Lease: streamLease, MaxAttempts: 1})
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				done <- g.Run(ctx, func(_ context.Context, m *stream.Message[[]string]) error {
+					handled <- m
+					return errors.New("bad")
+				})
+			}()
+			defer func() {
+				stop()
+				require.NoError(t, <-done)
+			}()
+			same := func(want, got []string) {
+				t.Helper()
+				require.True(t, slices.Equal(want, got), "%d of %d", len(got), len(want)) // a difference would be long
 			}
-			g := s.Group("g", opts)
-			runStream(t, g, func(context.Context, *stream.Message[int]) error { return nil })
-			defer func() { t.Log(failures.Load(), last.Load()) }()
-			require.Eventually(t, func() bool { return len(streamDead(t, g)) == 1 }, 4*time.Second, 10*time.Millisecond)
+			var before []string // what is a dead letter's own
+			for round := range 3 {
+				m := <-handled
+				same(fields, m.Value)
+				require.Equal(t, round > 0, m.Redriven)
+				var dead []*stream.DeadMessage[[]string]
+				require.Eventually(t, func() bool {
+					dead = streamDead(t, g)
+					return len(dead) == 1
+				}, 5*time.Second, 10*time.Millisecond)
+				same(append(before, fields...), dead[0].Fields)
+				same(fields, dead[0].Value)
+				require.Equal(t, m.ID, dead[0].Original)
+				moved, err := g.Redrive(t.Context(), dead[0].ID)
+				require.NoError(t, err)
+				require.Equal(t, 1, moved)
+				before = []string{"_redrive", "g"}
+			}
 		})
 	}
 }
@@ -592,4 +635,121 @@ func TestStream_PanicsOutsideOfTheHandler(t *testing.T) {
 			return errors.New("bad")
 		})
 	})
+}
+
+// Connections fall silent, and nobody says so; the client itself notices after 11 seconds. Within a lease, what was in a reply that did not come is
+// found and acknowledged, and what comes next is handled; if leases are long, that takes about 2 seconds. Nothing is lost to others meanwhile.
+func TestStream_SilentConnections(t *testing.T) {
+	t.Parallel()
+	for lease, within := range map[time.Duration]time.Duration{4 * time.Second: 4 * time.Second, 30 * time.Second: 3500 * time.Millisecond} {
+		t.Run(lease.String(), func(t *testing.T) {
+			t.Parallel()
+			testStreamSilence(t, lease, within)
+		})
+	}
+}
+
+func testStreamSilence(t *testing.T, lease, within time.Duration) {
+	t.Helper()
+	server := redistest.Shared(t)
+	p := newStreamProxy(t, server.Addr())
+	key := redistest.Prefix(t)
+	s := newStream(t, server.Client(t), key)
+	g := newStream(t, server.Client(t, p.through), key).Group("g", stream.GroupOptions[int]{Lease: lease, Workers: 4, MaxInFlight: 40})
+	direct := s.Group("g", stream.GroupOptions[int]{})
+	var counts streamCounts
+	var lost atomic.Bool
+	finish := make(chan struct{})
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		if m.Value == 0 {
+			select {
+			case <-finish:
+			case <-ctx.Done():
+				lost.Store(true)
+			}
+		}
+		return counts.handle(ctx, m)
+	})
+	acked := func(n uint64) func() bool {
+		return func() bool { return g.Stats().Acked == n }
+	}
+	publishMany(t, s, 0, 100) // the first is at work all the while
+	require.Eventually(t, acked(99), 5*time.Second, time.Millisecond)
+	for n := range 2 {
+		// In the first round reading waits, in the second it is about to find that it is cut off again.
+		p.silence()
+		silent := time.Now()
+		publishMany(t, s, 100*n+100, 100*n+200)
+		require.Eventually(t, acked(uint64(100*n+199)), within, time.Millisecond)
+		t.Log("acknowledged", time.Since(silent), "after the silence began")
+		for time.Since(silent) < 4*time.Second {
+			for e, err := range direct.Pending(t.Context()) {
+				require.NoError(t, err)
+				require.Less(t, e.Idle, lease, "its lease is renewed")
+			}
+			require.NoError(t, after(t.Context(), 50*time.Millisecond))
+		}
+	}
+	close(finish)
+	require.Eventually(t, acked(300), within, time.Millisecond)
+	requireDrained(t, direct, time.Second)
+	require.Zero(t, counts.extra())
+	require.False(t, lost.Load())
+	require.Zero(t, g.Stats().Lost)
+}
+
+// streamMute keeps scripts from Redis as long as it is set.
+type streamMute struct {
+	redistest.PassThrough
+	muted atomic.Bool
+}
+
+func (m *streamMute) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if strings.HasPrefix(cmd.Commands()[0], "EVAL") && m.muted.Load() {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		return client.Do(ended, client.B().Ping().Build())
+	}
+	return client.Do(ctx, cmd)
+}
+
+// When Redis goes on after it has hung for longer than a lease, an owner has a while to renew its own before others may claim it.
+func TestStream_AfterAHangOwnersComeFirst(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	key := redistest.Prefix(t)
+	const lease = 3 * time.Second
+	opts := stream.GroupOptions[int]{Lease: lease}
+	mute := &streamMute{}
+	owner := newStream(t, rueidishook.WithHook(server.Client(t), mute), key)
+	begun, finish := make(chan struct{}, 10), make(chan struct{})
+	og := owner.Group("g", opts)
+	runStream(t, og, func(context.Context, *stream.Message[int]) error {
+		begun <- struct{}{}
+		<-finish
+		return nil
+	})
+	publishMany(t, owner, 0, 1)
+	<-begun
+	var again atomic.Int64
+	direct := server.Client(t)
+	for range 8 {
+		runStream(t, newStream(t, direct, key).Group("g", opts), func(context.Context, *stream.Message[int]) error {
+			again.Add(1)
+			return nil
+		})
+	}
+	require.NoError(t, after(t.Context(), lease)) // all have swept
+	mute.muted.Store(true)                        // or Redis would find a renewal when it goes on
+	server.Pause(t)
+	require.NoError(t, after(t.Context(), 2*lease))
+	server.Resume(t)
+	require.NoError(t, after(t.Context(), lease/16))
+	mute.muted.Store(false)
+	require.NoError(t, after(t.Context(), lease))
+	close(finish)
+	requireDrained(t, og, 5*time.Second)
+	require.Zero(t, again.Load())
+	require.Zero(t, og.Stats().Lost)
+	require.Empty(t, begun)
 }

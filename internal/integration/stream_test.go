@@ -310,10 +310,9 @@ func TestStream_RunReturns(t *testing.T) {
 			g := s.Group("g", stream.GroupOptions[int]{})
 			var counts streamCounts
 			r := runStream(t, g, counts.handle)
-			require.Eventually(t, func() bool {
-				info, err := g.Info(t.Context())
-				return err == nil && len(info.Consumers) == 1
-			}, 5*time.Second, time.Millisecond)
+			requireResumes(t, s, &counts, 1)
+			require.Eventually(t, func() bool { return g.Stats().Acked == 1 }, 5*time.Second, time.Millisecond)
+			require.NoError(t, after(t.Context(), 50*time.Millisecond)) // reading waits
 			began := time.Now()
 			require.NoError(t, r.end(t))
 			require.Less(t, time.Since(began), 500*time.Millisecond)
@@ -338,11 +337,14 @@ func TestStream_RunReturns(t *testing.T) {
 		<-begun
 		require.NoError(t, r.end(t))
 		require.ErrorIs(t, cause, stream.ErrStopping)
+		pending := 0
 		for e, err := range g.Pending(t.Context()) {
 			require.NoError(t, err)
 			require.Zero(t, e.Attempts, "it did not fail by itself")
 			require.GreaterOrEqual(t, e.Idle, 30*time.Second, "it is handed over")
+			pending++
 		}
+		require.Equal(t, 1, pending, "who has left keeps it until somebody takes it over")
 	})
 	t.Run("one that does not", func(t *testing.T) {
 		t.Parallel()

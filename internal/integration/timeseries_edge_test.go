@@ -2,7 +2,11 @@ package integration
 
 import (
 	"context"
+	"maps"
 	"math"
+	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,11 +87,108 @@ func expiresAt(t *testing.T, client rueidis.Client, key string) int64 {
 	return at
 }
 
+// TestTimeseries_ExpiriesAreAbsolute: the end of what a key may hold, Keep and Step, whenever and however often it is written.
+func TestTimeseries_ExpiriesAreAbsolute(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client, prefix := redistest.Shared(t).Client(t), redistest.Prefix(t)
+	s := newTimeseries(t, client, timeseries.Options{Prefix: prefix, Resolutions: timeseriesShort, TopSize: 7})
+	now := timeseriesNow(t, s)
+	for range 2 {
+		for _, age := range []time.Duration{0, time.Minute, 20 * time.Minute, 20 * time.Hour} {
+			require.NoError(t, s.Counter("x").IncrAt(ctx, now.Add(-age), 1))
+			require.NoError(t, s.Stats("x").ObserveAt(ctx, now.Add(-age), 1))
+			require.NoError(t, s.Distinct("x").AddAt(ctx, now.Add(-age), "m", age.String()))
+			require.NoError(t, s.Top("x").AddAt(ctx, now.Add(-age), age.String(), 1))
+		}
+	}
+	name := regexp.MustCompile(`\}:([csdt])(\d+)(?:x(\d+))?:(\d+)$`)
+	seen := map[string]int{}
+	timeseriesKeys(t, client, prefix+":{test:x}", func(_ rueidis.Client, key string, _ int64) {
+		m := name.FindStringSubmatch(key)
+		require.NotNil(t, m, key)
+		seen[m[1]]++
+		step, err := strconv.Atoi(m[2])
+		require.NoError(t, err)
+		n, err := strconv.Atoi(m[4])
+		require.NoError(t, err)
+		end := (n + 1) * step
+		if m[1] == "c" || m[1] == "s" {
+			require.Equal(t, "120", m[3])
+			end *= 120
+		}
+		keep := map[int]int{1: 180, 10: 1800, 60: 86400}[step]
+		require.EqualValues(t, (end+keep+step)*1000, expiresAt(t, client, key), key)
+	})
+	for _, kind := range []string{"c", "s", "d", "t"} {
+		require.GreaterOrEqual(t, seen[kind], 5, "%v", seen)
+	}
+}
+
+// TestTimeseries_LongStatisticsStaySmall has values whose texts are just short enough for a small hash, and just too long.
+func TestTimeseries_LongStatisticsStaySmall(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx := t.Context()
+		prefix := redistest.Prefix(t)
+		s := newTimeseries(t, client, timeseries.Options{Prefix: prefix, FlushEvery: time.Hour, Resolutions: []timeseries.Resolution{{Step: time.Second, Keep: time.Hour}}})
+		now := timeseriesNow(t, s).Truncate(time.Second)
+		r := rand.New(rand.NewPCG(11, 12))
+		const buckets = 1500
+		var want [buckets]timeseries.StatsTotal
+		for round := range 2 {
+			for i := range buckets {
+				v := (r.Float64() - 0.5) * math.Pow(10, float64(r.IntN(30)))
+				if digits := r.IntN(18); digits > 0 { // of any number of digits
+					var err error
+					v, err = strconv.ParseFloat(strconv.FormatFloat(v, 'e', digits, 64), 64)
+					require.NoError(t, err)
+				}
+				require.NoError(t, s.Stats("x").ObserveAt(ctx, now.Add(-time.Duration(i)*time.Second), v))
+				w := &want[i]
+				if round == 0 {
+					w.Min, w.Max = v, v
+				}
+				w.Count, w.Sum, w.Min, w.Max = w.Count+1, w.Sum+v, min(w.Min, v), max(w.Max, v)
+			}
+			require.NoError(t, s.Flush(ctx))
+		}
+		texts := map[int]int{} // of each length
+		timeseriesKeys(t, client, prefix+":{test:x}", func(node rueidis.Client, key string, _ int64) {
+			encoding, err := node.Do(ctx, node.B().ObjectEncoding().Key(key).Build()).ToString()
+			require.NoError(t, err)
+			require.Equal(t, "listpack", encoding)
+			values, err := node.Do(ctx, node.B().Hvals().Key(key).Build()).AsStrSlice()
+			require.NoError(t, err)
+			for _, v := range values {
+				if v[0] == 'b' {
+					require.Len(t, v, 33)
+				} else {
+					texts[len(v)]++
+				}
+				texts[0]++
+			}
+		})
+		require.Equal(t, buckets, texts[0])
+		require.Positive(t, texts[64], "%v", texts)
+		longest := slices.Max(slices.Collect(maps.Keys(texts)))
+		require.Equal(t, 64, longest, "what is longer is packed")
+		for i, w := range want {
+			at := now.Add(-time.Duration(i) * time.Second)
+			got, err := s.Stats("x").Sum(ctx, at, at.Add(time.Second))
+			require.NoError(t, err)
+			w.Covered = got.Covered
+			require.Equal(t, w, got, "to the last bit")
+		}
+	})
+}
+
 func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 	t.Parallel()
 	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
 		ctx := t.Context()
-		s := newTimeseries(t, client, timeseries.Options{})
+		prefix := redistest.Prefix(t)
+		s := newTimeseries(t, client, timeseries.Options{Prefix: prefix})
 		c := s.Counter("c")
 		now := timeseriesNow(t, s)
 		hour := now.Add(-2 * time.Hour).Truncate(time.Hour)
@@ -105,6 +206,13 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 			require.Equal(t, i > 0, p.Missing, "%+v", p)
 		}
 		require.NoError(t, c.IncrAt(ctx, hour.Add(time.Minute), -7), "down is free")
+		down := s.Counter("down")
+		require.NoError(t, down.IncrAt(ctx, hour, -math.MaxInt64))
+		require.ErrorIs(t, down.IncrAt(ctx, hour.Add(time.Minute), -7), timeseries.ErrOverflow)
+		fallen, err := down.Range(ctx, timeseries.Range{From: hour, To: hour.Add(2 * time.Minute), Step: 10 * time.Second})
+		require.NoError(t, err)
+		require.EqualValues(t, -math.MaxInt64, fallen.Points[0].Value)
+		require.True(t, fallen.Points[6].Missing)
 		require.NoError(t, c.IncrAt(ctx, hour.Add(time.Hour), 10), "so is the next hour")
 		_, err = c.Sum(ctx, hour, now)
 		require.ErrorIs(t, err, timeseries.ErrOverflow, "an answer never wraps")
@@ -122,7 +230,18 @@ func TestTimeseries_OverflowFailsAloneAndNowhereElse(t *testing.T) {
 		require.NoError(t, err)
 		require.EqualValues(t, 5, stats.Count)
 		require.Equal(t, []float64{-math.Pi, math.MaxFloat64}, []float64{stats.Min, stats.Max})
-		require.Equal(t, timeseries.Totals{Written: 9, Refused: 2}, s.Totals())
+		full := s.Stats("full")
+		require.NoError(t, full.ObserveAt(ctx, hour, 1))
+		timeseriesKeys(t, client, prefix+":{test:full}", func(node rueidis.Client, key string, _ int64) {
+			fields, err := node.Do(ctx, node.B().Hkeys().Key(key).Build()).AsStrSlice()
+			require.NoError(t, err)
+			require.NoError(t, node.Do(ctx, node.B().Hset().Key(key).FieldValue().FieldValue(fields[0], "9007199254740991 1 1 1").Build()).Error())
+		})
+		require.ErrorIs(t, full.ObserveAt(ctx, hour, 1), timeseries.ErrOverflow, "a float64 cannot count on")
+		stats, err = full.Sum(ctx, hour, hour.Add(time.Hour))
+		require.NoError(t, err)
+		require.EqualValues(t, 1<<53-1, stats.Count)
+		require.Equal(t, timeseries.Totals{Written: 11, Refused: 4}, s.Totals())
 	})
 }
 
@@ -151,7 +270,10 @@ func TestTimeseries_HashesStaySmall(t *testing.T) {
 			}
 			require.NoError(t, s.Flush(ctx))
 			bytes := map[string]int64{}
-			timeseriesKeys(t, client, prefix+":{test:", func(node rueidis.Client, key string, _ int64) {
+			timeseriesKeys(t, client, prefix, func(node rueidis.Client, key string, _ int64) {
+				if strings.HasSuffix(key, ":layout") {
+					return
+				}
 				encoding, err := node.Do(ctx, node.B().ObjectEncoding().Key(key).Build()).ToString()
 				require.NoError(t, err)
 				require.Equal(t, "listpack", encoding)
@@ -160,6 +282,7 @@ func TestTimeseries_HashesStaySmall(t *testing.T) {
 				_, kind, _ := strings.Cut(key, "}:")
 				bytes[kind[:1]] += n
 			})
+			require.Len(t, bytes, 2)
 			if args == nil {
 				require.LessOrEqual(t, float64(bytes["c"])/buckets, 7.0)
 				require.LessOrEqual(t, float64(bytes["s"])/buckets, 24.0)
@@ -320,6 +443,19 @@ func TestTimeseries_TopIsWithinItsBounds(t *testing.T) {
 	}
 }
 
+func TestTimeseries_TopStopsCountingWhereFloatsDo(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{TopSize: 1})
+	hour := timeseriesNow(t, s).Truncate(time.Hour)
+	for _, member := range []string{"a", "a", "b"} { // which takes the place of a
+		require.NoError(t, s.Top("x").AddAt(ctx, hour, member, 1<<53))
+		list, err := s.Top("x").List(ctx, hour, hour.Add(time.Hour), 1)
+		require.NoError(t, err)
+		require.Equal(t, []timeseries.Ranked{{Member: member, Count: 1 << 53, Error: 1 << 53}}, list.Ranked)
+	}
+}
+
 func TestTimeseries_DeletesWhatItIsTold(t *testing.T) {
 	t.Parallel()
 	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
@@ -363,6 +499,25 @@ func TestTimeseries_DeletesWhatItIsTold(t *testing.T) {
 		total, err := s.Counter("y").Sum(ctx, hour, now)
 		require.NoError(t, err)
 		require.EqualValues(t, 4, total.Value)
+
+		// The first and the last hour of a chunk of minutes, which are two.
+		even := now.Add(-8 * time.Hour).Truncate(2 * time.Hour)
+		for n, from := range []time.Time{even, even.Add(time.Hour)} {
+			z := s.Counter("z" + strconv.Itoa(n))
+			for _, at := range []time.Time{even.Add(-30 * time.Minute), even.Add(30 * time.Minute), even.Add(90 * time.Minute), even.Add(150 * time.Minute)} {
+				require.NoError(t, z.IncrAt(ctx, at, 1))
+			}
+			require.NoError(t, s.Delete(ctx, "z"+strconv.Itoa(n), from, from.Add(time.Hour)))
+			for step, of := range map[time.Duration]int{time.Minute: 1, 30 * time.Minute: 30, time.Hour: 60} {
+				series, err := z.Range(ctx, timeseries.Range{From: even.Add(-time.Hour), To: even.Add(3 * time.Hour), Step: step})
+				require.NoError(t, err)
+				counted := map[int]int64{} // by hour
+				for i, p := range series.Points {
+					counted[i*of/60] += p.Value
+				}
+				require.Equal(t, map[int]int64{0: 1, 1: int64(n), 2: int64(1 - n), 3: 1}, counted, "%v", step)
+			}
+		}
 	})
 }
 

@@ -110,9 +110,8 @@ func TestTimeseries_ABacklogIsWrittenInParts(t *testing.T) {
 	ctx := t.Context()
 	server := redistest.Start(t)
 	proxy := redistest.NewProxy(t, server.Addr())
-	s := newTimeseries(t, server.Client(t, proxy.Through, redistest.OneConnection, quickDial), timeseries.Options{
-		FlushEvery: time.Hour, Timeout: 3 * time.Second, Resolutions: timeseriesHourly,
-	})
+	client := server.Client(t, proxy.Through, redistest.OneConnection, quickDial)
+	s := newTimeseries(t, client, timeseries.Options{FlushEvery: time.Hour, Timeout: 3 * time.Second, Resolutions: timeseriesHourly})
 	const series = 12_000
 	for i := range series {
 		require.NoError(t, s.Counter(strconv.Itoa(i)).Incr(ctx, 1))
@@ -123,8 +122,70 @@ func TestTimeseries_ABacklogIsWrittenInParts(t *testing.T) {
 	require.Positive(t, lost)
 	require.LessOrEqual(t, lost, int64(2*2500), "one part of each half")
 	proxy.Restore(t)
-	require.Eventually(t, func() bool { return s.Flush(ctx) == nil }, soon, tick)
+	require.Eventually(t, func() bool { return client.Do(ctx, client.B().Ping().Build()).Error() == nil }, soon, tick, "it has connected anew")
+	require.NoError(t, s.Flush(ctx))
 	require.Equal(t, timeseries.Totals{Written: series - lost, Unknown: lost}, s.Totals())
+	hour := timeseriesNow(t, s).Truncate(time.Hour)
+	var counted int64
+	for first := 0; first < series; first += 4000 {
+		var names []string
+		for i := first; i < first+4000; i++ {
+			names = append(names, strconv.Itoa(i))
+		}
+		all, err := s.RangeMany(ctx, timeseries.Range{From: hour.Add(-time.Hour), To: hour.Add(time.Hour), Step: time.Hour}, names...)
+		require.NoError(t, err)
+		for _, one := range all {
+			n := one.Points[0].Value + one.Points[1].Value
+			require.LessOrEqual(t, n, int64(1))
+			counted += n
+		}
+	}
+	require.GreaterOrEqual(t, counted, series-lost)
+}
+
+// TestTimeseries_ALargeBatchIsWrittenWhole has more of everything than fits into a script, or into a part.
+func TestTimeseries_ALargeBatchIsWrittenWhole(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx := t.Context()
+		s := newTimeseries(t, client, timeseries.Options{FlushEvery: time.Hour, TopSize: 3000, Resolutions: timeseriesHourly, Timeout: 20 * time.Second})
+		hour := timeseriesNow(t, s).Truncate(time.Hour)
+		const series, members = 2600, 2300
+		var names []string
+		for i := range series {
+			name := strconv.Itoa(i)
+			names = append(names, name)
+			for h := range 2 {
+				require.NoError(t, s.Counter(name).IncrAt(ctx, hour.Add(-time.Duration(h)*time.Hour), int64(i+1)))
+			}
+			require.NoError(t, s.Stats(name).ObserveAt(ctx, hour, float64(i)))
+		}
+		for i := range members {
+			require.NoError(t, s.Distinct("all").AddAt(ctx, hour, "member "+strconv.Itoa(i)))
+			require.NoError(t, s.Top("all").AddAt(ctx, hour, "member "+strconv.Itoa(i), int64(i+1)))
+		}
+		require.NoError(t, s.Flush(ctx))
+		require.Equal(t, timeseries.Totals{Written: 3*series + 2*members}, s.Totals())
+		all, err := s.RangeMany(ctx, timeseries.Range{From: hour.Add(-time.Hour), To: hour.Add(time.Hour), Step: time.Hour}, names...)
+		require.NoError(t, err)
+		for i, one := range all {
+			require.Equal(t, []int64{int64(i + 1), int64(i + 1)}, []int64{one.Points[0].Value, one.Points[1].Value})
+		}
+		for i := 0; i < series; i += 100 {
+			stats, err := s.Stats(names[i]).Sum(ctx, hour, hour.Add(time.Hour))
+			require.NoError(t, err)
+			require.Equal(t, []float64{1, float64(i)}, []float64{float64(stats.Count), stats.Sum})
+		}
+		top, err := s.Top("all").List(ctx, hour, hour.Add(time.Hour), members+1)
+		require.NoError(t, err)
+		require.Len(t, top.Ranked, members)
+		for i, r := range top.Ranked {
+			require.Equal(t, timeseries.Ranked{Member: "member " + strconv.Itoa(members-1-i), Count: int64(members - i)}, r)
+		}
+		distinct, err := s.Distinct("all").Count(ctx, hour, hour.Add(time.Hour))
+		require.NoError(t, err)
+		require.InEpsilon(t, members, distinct.Count, 0.02)
+	})
 }
 
 func TestTimeseries_CloseDoesNotWaitForFlushEvery(t *testing.T) {
@@ -148,6 +209,26 @@ func TestTimeseries_CloseDoesNotWaitForFlushEvery(t *testing.T) {
 	close(closing)
 	require.ErrorContains(t, <-done, "OOM")
 	require.NoError(t, ctx.Err())
+}
+
+// TestTimeseries_FlushWaitsForWhatIsUnderWay has a round trip that somebody else's Flush began.
+func TestTimeseries_FlushWaitsForWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	writing, proceed := make(chan struct{}), make(chan struct{})
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{FlushEvery: time.Hour, Hooks: timeseries.Hooks{
+		Write: func(context.Context, timeseries.WriteInfo) { close(writing); <-proceed },
+	}})
+	require.NoError(t, s.Counter("x").Incr(t.Context(), 1))
+	done := make(chan error, 2)
+	flush := func() { done <- s.Flush(context.Background()) }
+	go flush()
+	<-writing
+	go flush()
+	require.NoError(t, after(t.Context(), 50*time.Millisecond))
+	require.Empty(t, done)
+	close(proceed)
+	require.NoError(t, <-done)
+	require.NoError(t, <-done)
 }
 
 // TestTimeseries_AForbiddenCommandLeavesNoKeyWithoutExpiry also has what a script does after a command was refused.
@@ -180,6 +261,56 @@ func TestTimeseries_AForbiddenCommandLeavesNoKeyWithoutExpiry(t *testing.T) {
 	require.Error(t, s.Counter("c").Incr(ctx, 1))
 	require.Error(t, s.Stats("s").Observe(ctx, 1))
 	timeseriesKeys(t, admin, prefix, func(_ rueidis.Client, key string, _ int64) { require.True(t, strings.HasSuffix(key, ":layout"), key) })
+}
+
+// TestTimeseries_WhatFailsLeavesItsNeighbours has operations that fail before, between and after others of their script.
+func TestTimeseries_WhatFailsLeavesItsNeighbours(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		ctx := t.Context()
+		s := newTimeseries(t, client, timeseries.Options{FlushEvery: time.Hour})
+		hour := timeseriesNow(t, s).Truncate(time.Hour)
+		const series = 60
+		var names []string
+		for i := range series {
+			names = append(names, strconv.Itoa(i))
+		}
+		at := func(i int) time.Time { return hour.Add(-time.Duration(i%3) * time.Hour) }
+		for i := 0; i < series; i += 2 { // are full
+			require.NoError(t, s.Counter(names[i]).IncrAt(ctx, at(i), math.MaxInt64))
+			require.NoError(t, s.Stats(names[i]).ObserveAt(ctx, at(i), math.MaxFloat64))
+		}
+		require.NoError(t, s.Flush(ctx))
+		for i, name := range names {
+			require.NoError(t, s.Counter(name).IncrAt(ctx, at(i), int64(i+1)))
+			require.NoError(t, s.Stats(name).ObserveAt(ctx, at(i), math.MaxFloat64/4*3))
+			require.NoError(t, s.Distinct(name).AddAt(ctx, at(i), name))
+			require.NoError(t, s.Top(name).AddAt(ctx, at(i), name, int64(i+1)))
+		}
+		require.ErrorIs(t, s.Flush(ctx), timeseries.ErrOverflow)
+		require.Equal(t, timeseries.Totals{Written: series + series + 2*series, Refused: series}, s.Totals())
+		for i, name := range names {
+			from, to := at(i), at(i).Add(time.Hour)
+			total, err := s.Counter(name).Sum(ctx, from, to)
+			require.NoError(t, err)
+			stats, err := s.Stats(name).Sum(ctx, from, to)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, stats.Count)
+			if i%2 == 0 {
+				require.EqualValues(t, math.MaxInt64, total.Value)
+				require.InEpsilon(t, math.MaxFloat64, stats.Sum, 1e-15)
+			} else {
+				require.EqualValues(t, i+1, total.Value)
+				require.InEpsilon(t, math.MaxFloat64/4*3, stats.Sum, 1e-15)
+			}
+			distinct, err := s.Distinct(name).Count(ctx, from, to)
+			require.NoError(t, err)
+			require.EqualValues(t, 1, distinct.Count)
+			top, err := s.Top(name).List(ctx, from, to, 3)
+			require.NoError(t, err)
+			require.Equal(t, []timeseries.Ranked{{Member: name, Count: int64(i + 1)}}, top.Ranked)
+		}
+	})
 }
 
 func TestTimeseries_AForeignBucketFailsAlone(t *testing.T) {
@@ -324,7 +455,8 @@ func TestTimeseries_AWriteWaitsForASlotThatMoves(t *testing.T) {
 	ctx := t.Context()
 	cluster := redistest.StartCluster(t, 0)
 	client := cluster.Client(t)
-	s := newTimeseries(t, client, timeseries.Options{Prefix: redistest.Prefix(t)})
+	opts := timeseries.Options{Prefix: redistest.Prefix(t)}
+	s := newTimeseries(t, client, opts)
 	x := s.Counter("x")
 	now := timeseriesNow(t, s)
 	require.NoError(t, x.IncrAt(ctx, now, 1))
@@ -353,17 +485,31 @@ func TestTimeseries_AWriteWaitsForASlotThatMoves(t *testing.T) {
 	host, port, _ := strings.Cut(target, ":")
 	move := func(key string) { require.NoError(t, node(source, "MIGRATE", host, port, key, "0", "5000").Error()) }
 	move(keys[0])
-	done := make(chan error, 1)
+	gathering := newTimeseries(t, client, timeseries.Options{Prefix: opts.Prefix, FlushEvery: time.Hour})
+	var others []string // some of which wait together with it
+	for i := range 2000 {
+		if name := "other" + strconv.Itoa(i); slotOf(client, "{test:"+name+"}") != uint16(slot) {
+			others = append(others, name)
+			require.NoError(t, gathering.Counter(name).IncrAt(ctx, now, 1))
+		}
+	}
+	require.NoError(t, gathering.Counter("x").IncrAt(ctx, now, 1))
+	done := make(chan error, 2)
 	go func() { done <- x.IncrAt(ctx, now, 1) }()
+	go func() { done <- gathering.Flush(ctx) }()
 	require.NoError(t, after(ctx, 50*time.Millisecond))
 	require.Empty(t, done, "it waits")
 	move(keys[1])
 	move(keys[2])
 	require.NoError(t, <-done)
+	require.NoError(t, <-done)
 	for _, addr := range []string{target, source} {
 		require.NoError(t, node(addr, "CLUSTER", "SETSLOT", sl, "NODE", targetID).Error())
 	}
-	require.EqualValues(t, 2, timeseriesSum(t, s, "x"))
+	require.EqualValues(t, 3, timeseriesSum(t, s, "x"))
+	for _, name := range others {
+		require.EqualValues(t, 1, timeseriesSum(t, s, name), "what was done is not sent again")
+	}
 }
 
 func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
@@ -421,4 +567,57 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 	answers = ask(day.Add(-24*time.Hour), day.Add(48*time.Hour), 0, targets)
 	require.Len(t, answers, 92)
 	require.LessOrEqual(t, len(answers[0].Datapoints)+91*len(answers[1].Datapoints), 200_000)
+}
+
+// TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly has a clock that walks past the borders at which small buckets are kept
+// no more: each window that New takes is counted as the model does all the time, and none is that is sometimes made of others.
+func TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	var now time.Time
+	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{
+		FlushEvery: time.Hour, MaxFuture: time.Hour, Clock: func() time.Time { return now },
+		Resolutions: []timeseries.Resolution{{Step: 10 * time.Second, Keep: 2 * time.Minute}, {Step: time.Minute, Keep: 24 * time.Hour}},
+	})
+	base := time.Now().Truncate(time.Minute)
+	now = base
+	count := func(at time.Time) int64 { return at.Unix() / 10 % 7 }
+	for at := base.Add(-20 * time.Minute); at.Before(base.Add(10 * time.Minute)); at = at.Add(10 * time.Second) {
+		require.NoError(t, s.Counter("x").IncrAt(ctx, at, count(at)))
+	}
+	require.NoError(t, s.Flush(ctx))
+	sample := regexp.MustCompile(`(?m)\{series="x"\} (\d+) (\d+)$`)
+	for window := 10 * time.Second; window <= 5*time.Minute; window += 10 * time.Second {
+		good := window <= 30*time.Second || window%time.Minute == 0
+		handler, err := export.New(s, export.Options{Series: export.List("x"), Window: window})
+		if !good {
+			require.ErrorContains(t, err, "Options.Window", "%v", window)
+		} else {
+			require.NoError(t, err, "%v", window)
+		}
+		wrong := 0
+		for now = base; now.Before(base.Add(10 * time.Minute)); now = now.Add(7 * time.Second) {
+			end := time.Unix(now.Unix()/int64(window/time.Second)*int64(window/time.Second), 0)
+			if !good {
+				series, err := s.RangeMany(ctx, timeseries.Range{From: end.Add(-window), To: end, Step: window}, "x")
+				require.NoError(t, err)
+				if len(series[0].Points) != 1 || series[0].Step != window {
+					wrong++
+				}
+				continue
+			}
+			var want int64
+			for at := end.Add(-window); at.Before(end); at = at.Add(10 * time.Second) {
+				want += count(at)
+			}
+			rec := httptest.NewRecorder()
+			handler.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+			m := sample.FindStringSubmatch(rec.Body.String())
+			require.NotNil(t, m, rec.Body.String())
+			require.Equal(t, []string{strconv.FormatInt(want, 10), strconv.FormatInt(end.Unix(), 10)}, m[1:], "%v at %v", window, now)
+		}
+		if !good && window != 40*time.Second { // which would just do, at the edge of what is documented
+			require.Positive(t, wrong, "%v", window)
+		}
+	}
 }

@@ -43,7 +43,7 @@ func timeseriesNow(t *testing.T, s *timeseries.Store) time.Time {
 	return now
 }
 
-// timeseriesKeys calls fn with each key of a prefix and its TTL in ms.
+// timeseriesKeys calls fn with each key of a prefix, on primaries, and its TTL in ms.
 func timeseriesKeys(t *testing.T, client rueidis.Client, prefix string, fn func(node rueidis.Client, key string, ttl int64)) {
 	t.Helper()
 	nodes := map[string]rueidis.Client{"": client}
@@ -51,6 +51,11 @@ func timeseriesKeys(t *testing.T, client rueidis.Client, prefix string, fn func(
 		nodes = client.Nodes()
 	}
 	for _, node := range nodes {
+		role, err := node.Do(t.Context(), node.B().Role().Build()).ToArray()
+		require.NoError(t, err)
+		if name, _ := role[0].ToString(); name != "master" {
+			continue
+		}
 		for cursor := uint64(0); ; {
 			page, err := node.Do(t.Context(), node.B().Scan().Cursor(cursor).Match(prefix+":*").Count(1000).Build()).AsScanEntry()
 			require.NoError(t, err)

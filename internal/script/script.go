@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
+	"strconv"
 
 	"github.com/redis/rueidis"
 )
@@ -41,14 +42,27 @@ func (s *Script) BySource() *Script {
 type Call struct {
 	Script     *Script
 	Keys, Args []string
+	// Aside takes a connection of the client's blocking pool, which is closed unless it answers in time: those that are shared may have
+	// fallen silent. It is for Do.
+	Aside bool
 }
 
 // Call returns a call of s, to be made by Do or DoMulti.
-func (s *Script) Call(keys []string, args ...string) Call { return Call{s, keys, args} }
+func (s *Script) Call(keys []string, args ...string) Call {
+	return Call{Script: s, Keys: keys, Args: args}
+}
 
 func (c Call) build(client rueidis.Client, bySource bool) rueidis.Completed {
 	var cmd rueidis.Completed
-	if n := int64(len(c.Keys)); bySource || c.Script.bySource {
+	n := int64(len(c.Keys))
+	if c.Aside {
+		name, script := "EVALSHA", c.Script.sha
+		if bySource || c.Script.bySource {
+			name, script = "EVAL", c.Script.source
+		}
+		return client.B().Arbitrary(name, script, strconv.FormatInt(n, 10)).Keys(c.Keys...).Args(c.Args...).Blocking()
+	}
+	if bySource || c.Script.bySource {
 		cmd = client.B().Eval().Script(c.Script.source).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()
 	} else {
 		cmd = client.B().Evalsha().Sha1(c.Script.sha).Numkeys(n).Key(c.Keys...).Arg(c.Args...).Build()

@@ -11,23 +11,20 @@
 //	POST /metrics   and POST /search: the series' names
 //	POST /query     points of the targets that are asked for, each once: at most Options.MaxPoints of each and 200,000 in all
 //
-// Only series that Options.Series names are served. There is no authentication: put it behind yours. What it answers is bounded, and
-// so is what it reads. A read from Redis that fails is a 503, without details. A series whose sum overflows has no value, and the
-// others are answered.
+// Only series that Options.Series names are served, of which those that are not UTF-8 cannot be. There is no authentication: put it
+// behind yours. What it answers is bounded, and so is what it reads. A read from Redis that fails is a 503, without details. A series
+// whose sum overflows has no value, and the others are answered.
 package export
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/redispatterns/redispatterns/timeseries"
 )
@@ -51,8 +48,8 @@ type Options struct {
 	// Metric is the name of the gauge. Defaults to "timeseries_events".
 	Metric string
 
-	// Window is what the gauge counts: the last whole one, of those that begin at multiples of it since 1970-01-01 UTC. Whole
-	// seconds, a multiple of the store's smallest Step. Defaults to 1m.
+	// Window is what the gauge counts: the last whole one, of those that begin at multiples of it since 1970-01-01 UTC. A multiple of
+	// the smallest Step of the store that has a Keep of at least two windows and the next larger Step. Defaults to 1m.
 	Window time.Duration
 
 	// MaxPoints bounds each target of a query; wider buckets make up for it. 1 to 100,000. Defaults to 11,000.
@@ -88,13 +85,45 @@ func New(store *timeseries.Store, opts Options) (http.Handler, error) {
 		return nil, errors.New("export: Options.Series is required")
 	case !metricName.MatchString(opts.Metric):
 		return nil, fmt.Errorf("export: Options.Metric must be of letters, digits and underscores, got %q", opts.Metric)
-	case opts.Window < time.Second || opts.Window%time.Second != 0:
-		return nil, fmt.Errorf("export: Options.Window must be whole seconds, got %v", opts.Window)
 	case opts.MaxPoints < 1 || opts.MaxPoints > 100_000:
 		return nil, fmt.Errorf("export: Options.MaxPoints must be 1 to 100,000, got %d", opts.MaxPoints)
 	case opts.Fill > timeseries.FillLinear:
 		return nil, fmt.Errorf("export: Options.Fill must be one of the constants, got %d", opts.Fill)
 	}
+	if err := checkWindow(opts.Window, store.Resolutions()); err != nil {
+		return nil, fmt.Errorf("export: Options.Window %w", err)
+	}
+	return newHandler(store, opts), nil
+}
+
+// checkWindow returns an error unless the last whole window is always made of whole buckets, however long ago it began: up to two
+// windows. Where small buckets end, larger ones begin, at one of their own borders.
+func checkWindow(window time.Duration, resolutions []timeseries.Resolution) error {
+	last := len(resolutions) - 1
+	if most := resolutions[last].Keep / 2; window <= 0 || window > most {
+		return fmt.Errorf("must be positive and at most half of the store's longest Keep, that is %v, got %v", most, window)
+	}
+	for last > 0 && resolutions[last-1].Keep >= 2*window+resolutions[last].Step {
+		last--
+	}
+	if step := resolutions[last].Step; window%step != 0 {
+		return fmt.Errorf("must be a multiple of %v, which is the smallest Step that is kept for two of it, got %v", step, window)
+	}
+	return nil
+}
+
+// source is what a handler needs of a store.
+type source interface {
+	Now(ctx context.Context) (time.Time, error)
+	RangeMany(ctx context.Context, r timeseries.Range, series ...string) ([]timeseries.Series, error)
+}
+
+type handler struct {
+	store source
+	opts  Options
+}
+
+func newHandler(store source, opts Options) http.Handler {
 	h := &handler{store, opts}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
@@ -102,24 +131,24 @@ func New(store *timeseries.Store, opts Options) (http.Handler, error) {
 	mux.HandleFunc("POST /metrics", h.names)
 	mux.HandleFunc("POST /search", h.names)
 	mux.HandleFunc("POST /query", h.query)
-	return mux, nil
+	return mux
 }
 
-type handler struct {
-	store *timeseries.Store
-	opts  Options
-}
-
+// series are those that are served, each once.
 func (h *handler) series(r *http.Request) ([]string, error) {
 	series, err := h.opts.Series(r.Context())
-	return unique(series[:min(len(series), maxSeries)]), err
+	if err != nil {
+		return nil, err
+	}
+	return unique(series[:min(len(series), maxSeries)]), nil
 }
 
+// unique returns each name once, but for those that neither format can say.
 func unique(names []string) []string {
 	seen := make(map[string]bool, len(names))
-	var all []string
+	all := make([]string, 0, len(names))
 	for _, n := range names {
-		if !seen[n] {
+		if !seen[n] && utf8.ValidString(n) {
 			seen[n] = true
 			all = append(all, n)
 		}
@@ -130,150 +159,4 @@ func unique(names []string) []string {
 // unavailable is all that is said of an error, which may be about keys.
 func unavailable(w http.ResponseWriter) {
 	http.Error(w, "the time series cannot be read", http.StatusServiceUnavailable)
-}
-
-var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
-
-func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
-	series, err := h.series(r)
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	now, err := h.store.Now(r.Context())
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	window := int64(h.opts.Window / time.Second)
-	end := time.Unix(now.Unix()/window*window, 0)
-	all, err := h.store.RangeMany(r.Context(), timeseries.Range{From: end.Add(-h.opts.Window), To: end, Step: h.opts.Window}, series...)
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "# TYPE %s gauge\n# HELP %s Events in the last whole %v.\n", h.opts.Metric, h.opts.Metric, h.opts.Window)
-	for i, s := range all {
-		if s.Err != nil {
-			continue
-		}
-		var n int64
-		for _, p := range s.Points {
-			n += p.Value
-		}
-		fmt.Fprintf(&b, "%s{series=\"%s\"} %d %d\n", h.opts.Metric, escape.Replace(strings.ToValidUTF8(series[i], "\uFFFD")), n, end.Unix())
-	}
-	b.WriteString("# EOF\n")
-	w.Header().Set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
-	_, _ = w.Write(b.Bytes()) // the client has gone
-}
-
-func respond(w http.ResponseWriter, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(body) // the client has gone
-}
-
-func (h *handler) names(w http.ResponseWriter, r *http.Request) {
-	series, err := h.series(r)
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	if strings.HasSuffix(r.URL.Path, "/search") {
-		respond(w, append([]string{}, series...))
-		return
-	}
-	type option struct {
-		Label string `json:"label"`
-		Value string `json:"value"`
-	}
-	options := []option{}
-	for _, s := range series {
-		options = append(options, option{s, s})
-	}
-	respond(w, options)
-}
-
-type query struct {
-	Range struct {
-		From, To time.Time
-	}
-	MaxDataPoints int
-	Targets       []struct{ Target string }
-}
-
-type answer struct {
-	Target     string     `json:"target"`
-	Datapoints [][2]value `json:"datapoints"`
-}
-
-// value is a number or, if it is nil, null.
-type value struct{ n *int64 }
-
-func (v value) MarshalJSON() ([]byte, error) {
-	if v.n == nil {
-		return []byte("null"), nil
-	}
-	return strconv.AppendInt(nil, *v.n, 10), nil
-}
-
-func (h *handler) query(w http.ResponseWriter, r *http.Request) {
-	var q query
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q); err != nil || len(q.Targets) > maxTargets || !q.Range.From.Before(q.Range.To) {
-		http.Error(w, "not a query", http.StatusBadRequest)
-		return
-	}
-	served, err := h.series(r)
-	if err != nil {
-		unavailable(w)
-		return
-	}
-	answers := []answer{}
-	var names []string
-	for _, t := range q.Targets {
-		if t.Target == "" { // a panel without a choice yet
-			continue
-		}
-		if !slices.Contains(served, t.Target) {
-			http.Error(w, "there is no such series", http.StatusNotFound)
-			return
-		}
-		names = append(names, t.Target)
-	}
-	names = unique(names)
-	points := min(h.opts.MaxPoints, maxPoints/max(1, len(names)))
-	if q.MaxDataPoints > 0 {
-		points = min(points, q.MaxDataPoints)
-	}
-	if len(names) > 0 {
-		all, err := h.store.RangeMany(r.Context(), timeseries.Range{From: q.Range.From, To: q.Range.To, MaxPoints: points, Fill: h.opts.Fill}, names...)
-		switch {
-		case errors.Is(err, timeseries.ErrTooMany):
-			http.Error(w, "too much is asked for", http.StatusBadRequest)
-			return
-		case err != nil:
-			unavailable(w)
-			return
-		}
-		for i, s := range all {
-			a := answer{Target: names[i], Datapoints: make([][2]value, 0, len(s.Points))}
-			for j := range s.Points {
-				p := &s.Points[j]
-				ms := p.Start.UnixMilli()
-				v := value{&p.Value}
-				if p.Missing && !p.Filled {
-					v.n = nil
-				}
-				a.Datapoints = append(a.Datapoints, [2]value{v, {&ms}})
-			}
-			answers = append(answers, a)
-		}
-	}
-	respond(w, answers)
 }
