@@ -173,12 +173,13 @@ func TestTimeseries_LongStatisticsStaySmall(t *testing.T) {
 		require.Positive(t, texts[64], "%v", texts)
 		longest := slices.Max(slices.Collect(maps.Keys(texts)))
 		require.Equal(t, 64, longest, "what is longer is packed")
+		series, err := s.Stats("x").Range(ctx, timeseries.Range{From: now.Add(-(buckets - 1) * time.Second), To: now.Add(time.Second), Step: time.Second})
+		require.NoError(t, err)
 		for i, w := range want {
-			at := now.Add(-time.Duration(i) * time.Second)
-			got, err := s.Stats("x").Sum(ctx, at, at.Add(time.Second))
-			require.NoError(t, err)
-			w.Covered = got.Covered
-			require.Equal(t, w, got, "to the last bit")
+			p := series.Points[buckets-1-i]
+			if got := (timeseries.StatsTotal{Count: p.Count, Sum: p.Sum, Min: p.Min, Max: p.Max}); got != w {
+				require.Equal(t, w, got, "to the last bit")
+			}
 		}
 	})
 }

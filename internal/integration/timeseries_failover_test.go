@@ -222,7 +222,11 @@ func TestTimeseries_ConnectionsAreKilled(t *testing.T) {
 			gathering := newTimeseries(t, client, timeseries.Options{Prefix: prefix, Timeout: timeseriesTimeout, FlushEvery: time.Millisecond})
 			loads := []*timeseriesLoad{startTimeseriesLoad(t, s, "a"), startTimeseriesLoad(t, s, "b"), startTimeseriesLoad(t, s, "c")}
 			gathered := startTimeseriesLoad(t, gathering, "gathered")
-			for range 20 {
+			rounds := 4
+			if soak() {
+				rounds = 60
+			}
+			for range rounds {
 				for _, node := range nodes {
 					_ = node.Do(t.Context(), node.B().ScriptFlush().Build()).Error()                                                  // its connection may have been killed
 					_ = node.Do(t.Context(), node.B().Arbitrary("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").Build()).Error() // likewise
