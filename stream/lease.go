@@ -215,11 +215,11 @@ func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, e
 	if sw.cursor, err = reply[1].ToString(); err != nil {
 		return false, errReply
 	}
-	deleted, err := reply[2].AsInt64()
+	deleted, err := reply[2].AsStrSlice()
 	if err != nil {
 		return false, errReply
 	}
-	c.g.counters.deleted.Add(uint64(deleted))
+	c.countDeleted(deleted)
 	tasks, err := c.claimed(reply[3:], sent)
 	if err != nil {
 		return false, err
@@ -231,6 +231,17 @@ func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, e
 	failed := sw.failed
 	sw.failed = false
 	return !failed && (sw.cursor != noCursor || latest == 0), nil
+}
+
+// countDeleted counts deleted entries, but those that this consumer has: if they are not at work, they are counted when they would begin.
+func (c *consumer[T]) countDeleted(ids []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range ids {
+		if c.tasks[ID(id)] == nil {
+			c.g.counters.deleted.Add(1)
+		}
+	}
 }
 
 // reserveToClaim returns how many entries to claim now, most at most unless it is 0, and keeps room for as many until claimingEnds. If there is

@@ -311,7 +311,7 @@ func TestStream_DeletedEntriesDrain(t *testing.T) {
 	var counts streamCounts
 	var once sync.Once
 	finish := make(chan struct{})
-	g := s.Group("g", stream.GroupOptions[int]{Lease: 300 * time.Millisecond, Backoff: func(int) time.Duration { return 500 * time.Millisecond }})
+	g := s.Group("g", stream.GroupOptions[int]{Lease: 2 * streamLease, Backoff: func(int) time.Duration { return 500 * time.Millisecond }})
 	runStream(t, g, func(_ context.Context, m *stream.Message[int]) error {
 		counts.add(m.Value)
 		switch m.Value {

@@ -80,6 +80,7 @@ func TestStream_WhatDisappearsIsMadeAgain(t *testing.T) {
 	require.False(t, lost.Load(), "what is gone is nobody else's")
 
 	// Nothing is asked for much, when there is nothing or when nothing can be done.
+	requireDrained(t, g, 5*time.Second) // or what is not acknowledged yet is asked for too
 	const window = 2 * time.Second
 	for what, begin := range map[string]func(){
 		"idle": func() {}, "no stream": func() { streamAdmin(t, client, "SET", key, "x") },
