@@ -38,10 +38,12 @@
 //
 // # How
 //
-// A row is in a hash; a read is an HMGET per hash, in one pipeline. Of 20 fields or more it is one HSCAN, which carries all of the hash;
-// if more than 4 KB of that were not asked for, or the hash has more than 4,000 fields, reads are by HMGET for the next 10 seconds.
+// A row is in a hash; a read is an HMGET per hash, in one pipeline. With codec Fields, 20 fields or more are read with DUMP, which carries
+// all of the hash, but for hashes that Options.Key names and views with Options.Hot. If more than 4 KB of it were not asked for, or Redis does not
+// keep it compact, as it does not hashes with a value of more than 64 bytes, or refuses DUMP, it is read again, and for the next 10
+// seconds all are, with HMGET.
 // Gets that come while four round trips of their projection are under way go together with the next one, but for a Cluster's.
-// A write is one script. Which version is live is a field of one key of the view: a process that has not heard of it for 20ms asks,
+// A Put is one script, and what Load writes is one for up to 32 rows. Which version is live is a field of one key of the view: a process that has not heard of it for 20ms asks,
 // in the same pipeline as for its rows, and if it is another one reads again. A reply that comes more than a second after the last such answer
 // is not trusted but read again, which is why rows of a version may be deleted 3 seconds after it was live.
 //
