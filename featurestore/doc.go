@@ -55,8 +55,10 @@
 // Redis is full: Put returns an error and the row stays as it was; reads and deletes work. Where Redis evicts, rows are missing; if it
 // evicts the view's own key, rows outside versions are live, so use volatile-ttl or the like, which spares it.
 //
-// Redis restarts or fails over: what it lost is missing, or as it was before. A Commit that was lost can be made again with Rollback or
-// another Release. Scripts are sent anew.
+// Redis restarts or fails over: what it lost is missing, or as it was before. That may be rows of a version which is being loaded, and
+// nothing says so: if Redis failed over after Begin, load another version. Until a client has noticed, its reads may be of the server that was
+// primary, as things were there; still, none is of two versions. A Commit that was lost can be made again with Rollback or another
+// Release. Scripts are sent anew.
 //
 // A reply is lost: a Put may be sent again, which changes nothing.
 //
