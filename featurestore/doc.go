@@ -50,7 +50,8 @@
 // # When something fails
 //
 // Redis is down, hung or out of reach: reads and writes return an error after Options.OpTimeout, which each pipeline of theirs has. Of a Cluster, rows of other nodes are
-// read all the same; if only the node with the view's own key is out of reach, reads are of the version that was live last.
+// read all the same; if only the node with the view's own key is out of reach, reads are of the version that was live last, but
+// rows that it does not have are Broken, as another one may be live.
 //
 // Redis is full: Put returns an error and the row stays as it was; reads and deletes work. Where Redis evicts, rows are missing; if it
 // evicts the view's own key, rows outside versions are live, so use volatile-ttl or the like, which spares it.

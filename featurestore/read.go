@@ -151,7 +151,9 @@ func (p *part[K, T]) end(int, []State) {}
 type trip struct {
 	requests []request
 	versions []string
-	checks   []int // of each request, which command asks what version is live; -1 is none
+	checks   []int   // of each request, which command asks what version is live; -1 is none
+	doubts   []error // and why Redis did not tell
+	missing  []miss
 	counts   []Counts
 	buf      []byte
 	ends     []int
@@ -163,12 +165,16 @@ type trip struct {
 	commands []rueidis.Completed
 	single   [1]rueidis.RedisResult
 	cached   []rueidis.CacheableTTL
+	hot      bool // the client-side cache is used
 	dumps    bool // hashes are read with DUMP
 	anew     bool // and one has to be read with HMGET
 }
 
 // place is where in the replies a row is.
 type place struct{ command, offset int }
+
+// miss is a row of a request that is Missing.
+type miss struct{ request, row int }
 
 // ask is what a request wants of a hash: its fields begin at offset.
 type ask struct{ request, offset int }
@@ -216,6 +222,7 @@ func fetch(ctx context.Context, requests ...request) (counts []Counts, err error
 
 func (t *trip) reset() {
 	clear(t.versions)
+	clear(t.doubts)
 	clear(t.keys)
 	clear(t.asks)
 	clear(t.fields)
@@ -224,7 +231,7 @@ func (t *trip) reset() {
 	clear(t.cached)
 	clear(t.single[:])
 	t.versions, t.checks, t.counts, t.buf, t.ends, t.places = t.versions[:0], t.checks[:0], t.counts[:0], t.buf[:0], t.ends[:0], t.places[:0]
-	t.dumps, t.anew = false, false
+	t.doubts, t.missing, t.dumps, t.anew = t.doubts[:0], t.missing[:0], false, false
 	t.keys, t.asks, t.fields, t.commands, t.cached = t.keys[:0], t.asks[:0], t.fields[:0], t.commands[:0], t.cached[:0]
 }
 
@@ -245,6 +252,7 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 	replies := t.send(bounded, lead.client)
 	for i, r := range t.requests {
 		v, _, pinned := r.of()
+		t.doubts = append(t.doubts, nil)
 		if pinned != nil || v.opts.Codec == Feast {
 			continue
 		}
@@ -252,7 +260,8 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		if t.checks[i] >= 0 {
 			check = &replies[t.checks[i]]
 		}
-		ok, err := v.confirm(ctx, t.versions[i], sent, check)
+		ok, doubt, err := v.confirm(ctx, t.versions[i], sent, check)
+		t.doubts[i] = doubt
 		if err != nil {
 			t.fail(err)
 			return false, err
@@ -275,19 +284,38 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 	if t.anew {
 		return true, errUnsettled
 	}
+	return t.doubt(ctx, err)
+}
+
+// doubt makes sure that what is Missing is, in the version that is live: it may be one that is gone if Redis did not tell, or could not
+// invalidate what was cached. err is why some rows were not read.
+func (t *trip) doubt(ctx context.Context, err error) (again bool, _ error) {
 	for i, r := range t.requests {
-		// What is live may be known from a cache that Redis could not invalidate, of a version that is gone.
 		v, _, pinned := r.of()
-		if pinned != nil || t.versions[i] == "" || len(t.cached) == 0 || t.counts[i].Missing == 0 || err != nil {
+		if t.counts[i].Missing == 0 || pinned != nil || v.opts.Codec == Feast {
 			continue
 		}
-		live, err := v.askLive(ctx)
-		if err != nil {
-			t.fail(err)
-			return false, err
+		doubt := t.doubts[i]
+		if doubt == nil && t.hot {
+			live, failed := v.askLive(ctx)
+			switch {
+			case failed != nil:
+				doubt = failed
+			case live != t.versions[i] && err == nil:
+				return true, errUnsettled
+			case live != t.versions[i]:
+				doubt = err
+			}
 		}
-		if live != t.versions[i] {
-			return true, errUnsettled
+		if doubt == nil {
+			continue
+		}
+		err = doubt
+		for _, m := range t.missing {
+			if m.request == i {
+				t.counts[i].Missing--
+				t.broken(i, m.row, doubt)
+			}
 		}
 	}
 	return false, err
@@ -378,6 +406,7 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	}
 	add := func(command rueidis.Completed) { t.commands = append(t.commands, command) }
 	lead, plan, _ := t.requests[0].of()
+	t.hot = hot > 0
 	t.dumps = len(t.requests) == 1 && plan.dumped != nil && int64(time.Since(lead.began)) > plan.plainly.Load() &&
 		(!lead.keys.template || t.versions[0] != "") // others' hashes may be of any size
 	for i, key := range t.keys {
@@ -389,7 +418,7 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 		if len(t.requests) > 1 {
 			fields = t.fields[i]
 		}
-		if command := client.B().Hmget().Key(key).Field(fields...); hot > 0 {
+		if command := client.B().Hmget().Key(key).Field(fields...); t.hot {
 			t.cached = append(t.cached, rueidis.CT(command.Cache().ToStaticTTL(), hot))
 		} else {
 			add(command.Build())
@@ -401,18 +430,18 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 		}
 		v, _, _ := r.of()
 		t.checks[i] = len(t.commands) + len(t.cached)
-		if command := client.B().Hget().Key(v.control).Field(liveField); hot > 0 {
+		if command := client.B().Hget().Key(v.control).Field(liveField); t.hot {
 			t.cached = append(t.cached, rueidis.CT(command.Cache().ToStaticTTL(), hot))
 		} else {
 			add(command.Build())
 		}
 	}
-	if len(t.commands) == 1 && hot <= 0 {
+	if len(t.commands) == 1 && !t.hot {
 		t.single[0] = client.Do(ctx, t.commands[0])
 		return t.single[:]
 	}
 	var replies []rueidis.RedisResult
-	if hot > 0 {
+	if t.hot {
 		replies = client.DoMultiCache(ctx, t.cached...)
 	} else {
 		replies = client.DoMulti(ctx, t.commands...)
@@ -497,6 +526,9 @@ func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) er
 		if status == Found {
 			status = Partial
 		}
+	}
+	if status == Missing {
+		t.missing = append(t.missing, miss{request, j})
 	}
 	info.Status = status
 	t.counts[request].add(status)

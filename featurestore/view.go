@@ -94,10 +94,8 @@ type Options struct {
 	NaN NaNPolicy
 
 	// Hot is how long a row may be served from rueidis' client-side cache, which Redis invalidates when the row's hash is
-	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row of a version
-	// that is Missing a round trip, to see if the version is still live. Where the connection that brings invalidations hangs, a row
-	// of a version that was dropped meanwhile may be Missing all the same. 0, the default, means not to cache. A client with
-	// DisableCache does not.
+	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row that is
+	// Missing a round trip, to see which version is live. 0, the default, means not to cache. A client with DisableCache does not.
 	Hot time.Duration
 
 	// OpTimeout bounds each pipeline that is sent to Redis, 7/8 of it at least; an operation may take several, each with its own.

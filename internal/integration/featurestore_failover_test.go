@@ -1,8 +1,11 @@
 package integration
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -145,5 +148,100 @@ func switchDuringFailovers(t *testing.T, client rueidis.Client, failovers ...fun
 	case err := <-failed:
 		require.NoError(t, err)
 	default:
+	}
+}
+
+// featureStalledConn is a connection that sends nothing any more, once it has asked which version is live.
+type featureStalledConn struct {
+	net.Conn
+	stalled <-chan struct{} // until when, if it is not closed
+	control atomic.Bool
+	on      *atomic.Bool
+}
+
+func (c *featureStalledConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte(":@{")) {
+		c.control.Store(true)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *featureStalledConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.control.Load() && c.on.Load() {
+		<-c.stalled
+	}
+	return n, err
+}
+
+// If Redis does not say which version is live, nor that it is another one than what is cached, a row that is missing in the old one is an
+// error: the old version may be gone.
+func TestFeaturestore_MissingMeansMissing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		client func(tb testing.TB, opts ...func(*rueidis.ClientOption)) rueidis.Client
+		hot    time.Duration
+	}{
+		"hot":     {redistest.Shared(t).Client, time.Minute},
+		"cluster": {redistest.SharedCluster(t).Client, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			stalled := make(chan struct{})
+			over := sync.OnceFunc(func() { close(stalled) })
+			defer over() // before the clients are closed
+			on := &atomic.Bool{}
+			reading := c.client(t, func(o *rueidis.ClientOption) {
+				o.DialCtxFn = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
+					conn, err := dialer.DialContext(ctx, "tcp", addr)
+					if err != nil {
+						return nil, err
+					}
+					return &featureStalledConn{Conn: conn, stalled: stalled, on: on}, nil
+				}
+			})
+			opts := featurestore.Options{Prefix: redistest.Prefix(t), Codec: featurestore.Packed}
+			admin := newFeatures[int, featureItem](t, c.client(t), "users", opts)
+			opts.Hot, opts.OpTimeout = c.hot, 300*time.Millisecond
+			v := newFeatures[int, featureItem](t, reading, "users", opts)
+			ks := featureRange(0, 200)
+			release := func(version string) {
+				r, err := admin.Begin(ctx, version)
+				require.NoError(t, err)
+				_, err = r.Load(ctx, featureSeq(ks, func(int) (featureItem, time.Time) { return featureItem{Price: 1}, featureTime(1) }), featurestore.LoadOptions{})
+				require.NoError(t, err)
+				require.NoError(t, r.Commit(ctx))
+			}
+			release("v1")
+			for _, k := range ks[:20] { // of what is not read before, nothing is cached
+				_, err := v.Get(ctx, k)
+				require.NoError(t, err)
+			}
+			on.Store(true)
+			release("v2")
+			require.NoError(t, admin.Drop(ctx, "v1"))
+			for _, k := range ks[100:105] {
+				row, err := v.Get(ctx, k)
+				require.Equal(t, err != nil, row.Status == featurestore.Broken)
+				require.NotEqual(t, featurestore.Missing, row.Status, "%+v", row)
+			}
+			rows, err := v.GetMany(ctx, ks[100:], nil)
+			require.Error(t, err)
+			broken := 0
+			for _, row := range rows {
+				require.NotEqual(t, featurestore.Missing, row.Status, "%+v", row)
+				require.Equal(t, row.Err != nil, row.Status == featurestore.Broken)
+				if row.Err != nil {
+					broken++
+				}
+			}
+			require.Positive(t, broken)
+			over()
+			require.Eventually(t, func() bool {
+				rows, err := v.GetMany(ctx, ks, rows)
+				return err == nil && rows[150].Status == featurestore.Partial && rows[150].Version == "v2"
+			}, 20*time.Second, 10*time.Millisecond)
+		})
 	}
 }
