@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"strconv"
 	"time"
 	"unsafe"
@@ -112,7 +111,7 @@ type loader[K comparable] struct {
 	flying   []loadRow[K]  // and the one that is on its way
 	landed   chan struct{} // closed when that has arrived
 	plainly  bool          // whether rows are written without RESTORE
-	restores bool          // whether it was seen to work
+	restores bool          // whether that was seen to work, or is about to be
 	failed   error
 }
 
@@ -263,10 +262,8 @@ const (
 // sendTo writes to a version the rows that are not written yet, and returns how many are left.
 func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSchemas) (moved bool, left int, err error) {
 	v := l.v
-	wide := func(row loadRow[K]) bool { return row.err == nil && row.row.payload == "" }
-	if l.version != nil && l.opts.SkipOrderCheck && !l.plainly && !slices.ContainsFunc(l.flying, wide) {
-		left, err = l.replace(ctx)
-		return false, left, err
+	if l.version != nil && l.opts.SkipOrderCheck {
+		return false, 0, l.replace(ctx)
 	}
 	most := loadedRows
 	if v.client.Mode() == rueidis.ClientModeCluster {
@@ -334,26 +331,39 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 	return l.version == nil && live != version, left, nil
 }
 
-// replace writes a batch of a version without a look at what is there, which takes no script: its hashes are of this view alone, and
-// nobody reads them yet. If Redis refuses RESTORE, all is left.
-func (l *loader[K]) replace(ctx context.Context) (left int, err error) {
+// replace writes a batch of a version without a look at what is there. Its hashes are of this view alone and nobody reads them yet, so
+// that it needs no script: a load that is killed leaves rows that the next one replaces.
+func (l *loader[K]) replace(ctx context.Context) error {
 	b := l.v.client.B()
 	commands := make([]rueidis.Completed, 0, len(l.flying)+2)
-	var keys []string
 	for i := range l.flying {
 		row := &l.flying[i]
 		if row.err != nil {
 			continue
 		}
-		key, err := l.v.keys.appendRow(nil, *l.version, unsafe.Pointer(&row.key))
+		name, err := l.v.keys.appendRow(nil, *l.version, unsafe.Pointer(&row.key))
 		if err != nil {
-			return 0, err
+			return err
 		}
-		keys = append(keys, string(key))
-		commands = append(commands, b.Restore().Key(keys[len(keys)-1]).Ttl(l.v.ttl()).SerializedValue(row.row.payload).Replace().Build())
-	}
-	if !l.restores && len(keys) > 0 { // miniredis, for one, takes any payload for a string's: then this is an error
-		commands = append(commands, b.Hlen().Key(keys[0]).Build())
+		key, ttl := string(name), l.v.ttl()
+		row.code = 1
+		if row.row.payload != "" && !l.plainly {
+			commands = append(commands, b.Restore().Key(key).Ttl(ttl).SerializedValue(row.row.payload).Replace().Build())
+			if !l.restores { // miniredis, for one, takes any payload for a string's: then this is an error
+				commands = append(commands, b.Hlen().Key(key).Build())
+				l.restores = true
+			}
+			continue
+		}
+		row.row.undump(nil)
+		hset := b.Hset().Key(key).FieldValue()
+		for i := 0; i < len(row.row.set); i += 2 {
+			hset = hset.FieldValue(row.row.set[i], row.row.set[i+1])
+		}
+		commands = append(commands, b.Del().Key(key).Build(), hset.Build())
+		if ttl > 0 {
+			commands = append(commands, b.Pexpire().Key(key).Milliseconds(ttl).Build())
+		}
 	}
 	commands = append(commands, b.Hget().Key(l.v.control).Field("v:"+*l.version).Build())
 	bounded, cancel := l.v.bound(ctx)
@@ -364,33 +374,16 @@ func (l *loader[K]) replace(ctx context.Context) (left int, err error) {
 		if err == nil || rueidis.IsRedisNil(err) {
 			continue
 		}
-		if _, refused := rueidis.IsRedisErr(err); !refused {
-			return 0, err
+		if _, refused := rueidis.IsRedisErr(err); refused && !l.plainly { // RESTORE perhaps, which not everybody may use, or knows
+			l.plainly = true
+			return l.replace(ctx)
 		}
-		l.plainly = true
-	}
-	if l.plainly {
-		commands = commands[:0]
-		for _, key := range keys {
-			commands = append(commands, b.Del().Key(key).Build())
-		}
-		bounded, cancel := l.v.bound(ctx)
-		defer cancel()
-		for _, reply := range l.v.client.DoMulti(bounded, commands...) {
-			if err := reply.Error(); err != nil {
-				return 0, err
-			}
-		}
-		return len(keys), nil
+		return err
 	}
 	if state, _ := replies[len(replies)-1].ToString(); state != loading { // of a version that is gone there is none
-		return 0, errNotLoading
+		return errNotLoading
 	}
-	l.restores = true
-	for i := range l.flying {
-		l.flying[i].code = 1
-	}
-	return 0, nil
+	return nil
 }
 
 // settle notes what became of the rows of one call, and returns how many are to be sent again.

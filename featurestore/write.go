@@ -185,12 +185,11 @@ func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) 
 // maxAttempts bounds how often a write begins again because of what others wrote meanwhile.
 const maxAttempts = 20
 
-// What send returns besides what put.lua does.
+// What becomes of a row besides outcomes: see put.lua and load.lua.
 const (
-	codeUnknown  = -1
-	codeExpected = -2
-	codeMoved    = -3 // another version is live
-	// And of load.lua:
+	codeUnknown   = -1
+	codeExpected  = -2
+	codeMoved     = -3 // another version is live
 	codeWrongType = -4
 	codeRefused   = -5
 )
