@@ -3,6 +3,7 @@ package featurestore
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"github.com/redis/rueidis"
@@ -27,9 +28,9 @@ type codec interface {
 	// fields returns which fields of the hash hold the features of these indexes, and the row's time.
 	fields(features []int) []string
 	// decode reads the values of those fields into r: it stores what is set, and sets states, at and found.
-	decode(features []int, reply []rueidis.RedisMessage, r *row) error
+	decode(features []int, values []value, r *row) error
 	// encode returns pairs of fields and values to set, and fields to delete, for the features of these indexes. Packed
-	// takes all of r anyway.
+	// takes all of r anyway. They are in r's memory if that is lent.
 	encode(features []int, r *row) (set, drop []string, err error)
 	// all returns all fields that any row of the view has.
 	all() []string
@@ -39,16 +40,43 @@ type codec interface {
 
 // row is a row on its way between memory and a hash.
 type row struct {
-	p      unsafe.Pointer         // a T
-	at     int64                  // the event time, in microseconds since 1970; 0 is none
-	found  bool                   // whether there is anything
-	whole  bool                   // whether all features are known to be set
-	states []State                // of all features of T; decode sets those of the features asked for
-	marks  string                 // of Patch: schemas that other features are of, each with a + before it
-	nulls  string                 // and which of those are null, with commas
-	buf    []byte                 // scratch memory
-	ends   []int                  // likewise
-	reply  []rueidis.RedisMessage // likewise
+	p       unsafe.Pointer // a T
+	at      int64          // the event time, in microseconds since 1970; 0 is none
+	found   bool           // whether there is anything
+	whole   bool           // whether all features are known to be set
+	states  []State        // of all features of T; decode sets those of the features asked for
+	marks   string         // of Patch: schemas that other features are of, each with a + before it
+	nulls   string         // and which of those are null, with commas
+	lent    bool           // what is read, and what is encoded, is in memory that is used again
+	buf     []byte         // such memory
+	pack    []byte         // likewise
+	numbers []byte         // likewise
+	ends    []int          // likewise
+	set     []string       // likewise
+	values  []value        // likewise
+}
+
+// pairs returns a slice for n strings.
+func (r *row) pairs(n int) []string {
+	if !r.lent {
+		return make([]string, 0, n)
+	}
+	r.set = slices.Grow(r.set[:0], n)
+	return r.set
+}
+
+// text returns what is in r.buf.
+func (r *row) text() string {
+	if r.lent {
+		return unsafe.String(unsafe.SliceData(r.buf), len(r.buf))
+	}
+	return string(r.buf)
+}
+
+// value is what a hash has in one field.
+type value struct {
+	text string
+	ok   bool // whether there is that field
 }
 
 // schema is what all codecs know of a view.
@@ -75,11 +103,15 @@ func (f *feature) invalid() error {
 	return fmt.Errorf("feature %s: %w", f.name, ErrInvalid)
 }
 
-// text returns what a reply has for a field.
-func text(m *rueidis.RedisMessage) (s string, ok bool) {
-	if !m.IsString() { // the zero message is neither nil nor a string
-		return "", false
+// take returns the values of a reply, in r's memory.
+func (r *row) take(reply []rueidis.RedisMessage) []value {
+	r.values = slices.Grow(r.values[:0], len(reply))[:len(reply)]
+	for i := range reply {
+		r.values[i] = value{}
+		if reply[i].IsString() {
+			text, err := reply[i].ToString()
+			r.values[i] = value{text, err == nil}
+		}
 	}
-	s, err := m.ToString()
-	return s, err == nil
+	return r.values
 }

@@ -77,25 +77,18 @@ func (h hash) write(set, drop []string) {
 }
 
 // read returns what HMGET does.
-func (h hash) read(tb testing.TB, fields []string) []rueidis.RedisMessage {
-	tb.Helper()
-	reply := make([]rueidis.RedisMessage, len(fields))
+func (h hash) read(fields []string) []value {
+	values := make([]value, len(fields))
 	for i, name := range fields {
-		value, ok := h[name]
-		b := append(make([]byte, 7), '_')
-		if ok {
-			b[7] = '$'
-		}
-		b = append(binary.BigEndian.AppendUint64(b, uint64(len(value))), value...)
-		require.NoError(tb, reply[i].CacheUnmarshalView(b))
+		values[i].text, values[i].ok = h[name]
 	}
-	return reply
+	return values
 }
 
 // writeTo encodes a row as Put does.
 func writeTo[T any](tb testing.TB, h hash, v *View[string, T], value T, at int64) {
 	tb.Helper()
-	e, err := v.v.encode(unsafe.Pointer(&value), time.UnixMicro(at))
+	e, err := v.v.encode(unsafe.Pointer(&value), time.UnixMicro(at), false)
 	require.NoError(tb, err)
 	h.write(e.set, e.drop)
 }
@@ -104,7 +97,7 @@ func writeTo[T any](tb testing.TB, h hash, v *View[string, T], value T, at int64
 func readFrom[T any](tb testing.TB, h hash, p *Projection[string, T]) (value T, r *row, err error) {
 	tb.Helper()
 	r = p.v.row(unsafe.Pointer(&value))
-	err = p.v.codec.decode(p.plan.features, h.read(tb, p.plan.fields), r)
+	err = p.v.codec.decode(p.plan.features, h.read(p.plan.fields), r)
 	for _, i := range p.plan.features {
 		if err == nil {
 			p.v.schema.features[i].setState(r.p, r.states[i])

@@ -2,7 +2,6 @@ package featurestore
 
 import (
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
@@ -67,7 +66,7 @@ func TestPacked_DecodesWithOneAllocation(t *testing.T) {
 	v := testView[wide](t, Packed, "view")
 	h := hash{}
 	writeTo(t, h, v, wide{F04: "some", F11: "text", F01: 1.5}, 1)
-	reply := h.read(t, v.plan.fields)
+	reply := h.read(v.plan.fields)
 	require.Greater(t, len(h), 2)
 	var rows [1]Row[wide]
 	one := part[string, wide]{p: &v.Projection, keys: []string{"k"}, rows: rows[:]}
@@ -93,9 +92,7 @@ func BenchmarkDecode(b *testing.B) {
 			h := hash{}
 			value := wide{F00: 1000, F01: 1.2345678, F02: .33333, F04: "email", F05: 77, F06: 123.456}
 			writeTo(b, h, v, value, 1)
-			reply := h.read(b, v.plan.fields)
-			at := time.Now()
-			_ = at
+			reply := h.read(v.plan.fields)
 			b.ReportAllocs()
 			for b.Loop() {
 				value = wide{}

@@ -38,23 +38,28 @@
 //
 // # How
 //
-// A row is in a hash; a read is an HMGET per hash, in one pipeline. Of 20 fields or more it is one HSCAN, which carries all of the hash;
-// if more than 4 KB of that were not asked for, or the hash has more than 4,000 fields, reads are by HMGET for the next 10 seconds.
+// A row is in a hash; a read is an HMGET per hash, in one pipeline. With codec Fields, 20 fields or more are read with DUMP, which carries
+// all of the hash, but for hashes that Options.Key names and views with Options.Hot. If more than 4 KB of it were not asked for, or Redis does not
+// keep it compact, as it does not hashes with a value of more than 64 bytes, or refuses DUMP, it is read again, and for the next 10
+// seconds all are, with HMGET.
 // Gets that come while four round trips of their projection are under way go together with the next one, but for a Cluster's.
-// A write is one script. Which version is live is a field of one key of the view: a process that has not heard of it for 20ms asks,
+// A Put is one script, and what Load writes is one for up to 32 rows. Which version is live is a field of one key of the view: a process that has not heard of it for 20ms asks,
 // in the same pipeline as for its rows, and if it is another one reads again. A reply that comes more than a second after the last such answer
 // is not trusted but read again, which is why rows of a version may be deleted 3 seconds after it was live.
 //
 // # When something fails
 //
 // Redis is down, hung or out of reach: reads and writes return an error after Options.OpTimeout, which each pipeline of theirs has. Of a Cluster, rows of other nodes are
-// read all the same; if only the node with the view's own key is out of reach, reads are of the version that was live last.
+// read all the same; if only the node with the view's own key is out of reach, reads are of the version that was live last, but
+// rows that it does not have are Broken, as another one may be live.
 //
 // Redis is full: Put returns an error and the row stays as it was; reads and deletes work. Where Redis evicts, rows are missing; if it
 // evicts the view's own key, rows outside versions are live, so use volatile-ttl or the like, which spares it.
 //
-// Redis restarts or fails over: what it lost is missing, or as it was before. A Commit that was lost can be made again with Rollback or
-// another Release. Scripts are sent anew.
+// Redis restarts or fails over: what it lost is missing, or as it was before. That may be rows of a version which is being loaded, and
+// nothing says so: if Redis failed over after Begin, load another version. Until a client has noticed, its reads may be of the server that was
+// primary, as things were there; still, none is of two versions. A Commit that was lost can be made again with Rollback or another
+// Release. Scripts are sent anew.
 //
 // A reply is lost: a Put may be sent again, which changes nothing.
 //

@@ -3,6 +3,8 @@ package featurestore
 import (
 	"encoding/binary"
 	"hash/crc64"
+	"slices"
+	"strconv"
 	"sync"
 	"unsafe"
 )
@@ -34,9 +36,10 @@ func dumpCRC(t *[8][256]uint64, b []byte) (crc uint64) {
 }
 
 const (
-	dumpHash    = 16 // a hash in a listpack
-	dumpVersion = 10 // of Redis 7.0: later ones read it
-	maxDumped   = 64 // bytes of a name or value: hash-max-listpack-value
+	dumpHash    = 16        // a hash in a listpack
+	dumpHead    = 1 + 5 + 6 // that, a length, and the listpack's head
+	dumpVersion = 10        // of Redis 7.0: later ones read it
+	maxDumped   = 64        // bytes of a name or value: hash-max-listpack-value
 	maxPairs    = 128
 )
 
@@ -70,4 +73,148 @@ func dump(pairs []string) (payload string, ok bool) {
 	b = binary.LittleEndian.AppendUint16(b, dumpVersion)
 	b = binary.LittleEndian.AppendUint64(b, dumpCRC(dumpTables(), b))
 	return unsafe.String(unsafe.SliceData(b), len(b)), true // nobody writes to b any more
+}
+
+// undump returns in r.values what a payload of DUMP, of a hash that Redis keeps in a listpack, has in the fields of a plan. It
+// returns false if it is another one, or most of it was not asked for.
+func (p *plan) undump(payload string, r *row) bool {
+	pack, ok := unpack(payload, r)
+	if !ok || len(pack) < 7 {
+		return false
+	}
+	r.lent = true
+	r.values = slices.Grow(r.values[:0], len(p.fields))[:len(p.fields)]
+	clear(r.values)
+	l := listpack{rest: pack[6:], numbers: r.numbers[:0]}
+	next, others := 0, 0
+	for !l.bad && l.rest[0] != 0xff {
+		name, text := l.next(), l.next()
+		if next == len(p.fields) || p.fields[next] != name {
+			place, ok := p.dumped[name]
+			if !ok {
+				others += len(name) + len(text)
+				continue
+			}
+			next = place
+		}
+		r.values[next] = value{text, true}
+		next++
+	}
+	r.numbers = l.numbers
+	return !l.bad && others <= dumpOthers
+}
+
+// unpack returns the listpack in a payload, in r's memory if it is compressed.
+func unpack(payload string, r *row) (pack string, ok bool) {
+	const end = 2 + 8
+	if len(payload) < 1+end || payload[0] != dumpHash {
+		return "", false
+	}
+	s := payload[1 : len(payload)-end]
+	if s == "" || s[0] != 0xc3 {
+		n, s, ok := dumpLength(s)
+		return s, ok && n == len(s)
+	}
+	_, s, ok = dumpLength(s[1:])
+	if !ok {
+		return "", false
+	}
+	n, s, ok := dumpLength(s)
+	if !ok || n > 100*len(s) { // it cannot compress by so much
+		return "", false
+	}
+	r.pack = slices.Grow(r.pack[:0], n)
+	r.pack, ok = inflate(r.pack, s, n)
+	return unsafe.String(unsafe.SliceData(r.pack), len(r.pack)), ok
+}
+
+// dumpLength reads a length in the way of Redis' rdb.c.
+func dumpLength(s string) (n int, rest string, ok bool) {
+	switch {
+	case len(s) >= 1 && s[0] < 0x40:
+		return int(s[0]), s[1:], true
+	case len(s) >= 2 && s[0] < 0x80:
+		return int(s[0]&0x3f)<<8 | int(s[1]), s[2:], true
+	case len(s) >= 5 && s[0] == 0x80:
+		return int(s[1])<<24 | int(s[2])<<16 | int(s[3])<<8 | int(s[4]), s[5:], true
+	}
+	return 0, "", false
+}
+
+// inflate appends n bytes that LZF has compressed to s: runs of up to 32 bytes as they are, and repetitions of what came up to 8 KB before.
+func inflate(dst []byte, s string, n int) ([]byte, bool) {
+	for s != "" {
+		head := int(s[0])
+		if head < 32 {
+			if len(s) < 2+head {
+				return nil, false
+			}
+			dst, s = append(dst, s[1:2+head]...), s[2+head:]
+			continue
+		}
+		size, s2 := head>>5+2, s[1:]
+		if size == 7+2 && s2 != "" {
+			size, s2 = size+int(s2[0]), s2[1:]
+		}
+		if s2 == "" {
+			return nil, false
+		}
+		from := len(dst) - (head&0x1f<<8 | int(s2[0])) - 1
+		if from < 0 || len(dst)+size > n {
+			return nil, false
+		}
+		s = s2[1:]
+		for size > 0 { // what repeats may itself be part of the repetition
+			part := min(size, len(dst)-from)
+			dst = append(dst, dst[from:from+part]...)
+			size -= part
+			from += part
+		}
+	}
+	return dst, len(dst) == n
+}
+
+// listpack reads what is in one. What it returns once bad is set means nothing.
+type listpack struct {
+	rest    string // at least one byte: the end
+	numbers []byte // texts of what Redis keeps as integers
+	bad     bool
+}
+
+func (l *listpack) next() string {
+	s := l.rest
+	from, size, bits, n := 1, 0, 0, int64(0) // where a text begins, where the entry ends; of an integer
+	switch head := s[0]; {
+	case head < 0x80:
+		size, bits, n = 1, 8, int64(head)
+	case head < 0xc0:
+		size = 1 + int(head&0x3f)
+	case head < 0xe0 && len(s) > 1:
+		size, bits, n = 2, 13, int64(head)<<8|int64(s[1])
+	case head < 0xf0 && len(s) > 1:
+		from, size = 2, 2+int(head&0x0f)<<8+int(s[1])
+	case head == 0xf0 && len(s) > 4:
+		from, size = 5, 5+(int(s[1])|int(s[2])<<8|int(s[3])<<16|int(s[4])<<24)
+	case 0xf0 < head && head < 0xf5:
+		size = 1 + [...]int{2, 3, 4, 8}[head-0xf1]
+		bits = 8 * (size - 1)
+		for i := min(size, len(s)) - 1; i > 0; i-- {
+			n = n<<8 | int64(s[i])
+		}
+	}
+	next := size + 1
+	for way := size >> 7; way > 0; way >>= 7 { // back, which takes seven bits a byte
+		next++
+	}
+	if size == 0 || next >= len(s) {
+		l.rest, l.bad = "\xff", true
+		return ""
+	}
+	l.rest = s[next:]
+	if bits == 0 {
+		return s[from:size]
+	}
+	begin := len(l.numbers)
+	l.numbers = strconv.AppendInt(l.numbers, n<<(64-bits)>>(64-bits), 10)
+	return unsafe.String(&l.numbers[begin], len(l.numbers)-begin)
 }

@@ -4,8 +4,6 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/redis/rueidis"
-
 	"github.com/redispatterns/redispatterns/featurestore/feast"
 )
 
@@ -39,10 +37,10 @@ func (c *feastCodec) all() []string {
 	return append(append(make([]string, 0, len(c.hashes)+1), c.hashes...), c.timeField())
 }
 
-func (c *feastCodec) decode(features []int, reply []rueidis.RedisMessage, r *row) error {
-	if stamp, ok := text(&reply[len(features)]); ok {
+func (c *feastCodec) decode(features []int, values []value, r *row) error {
+	if v := &values[len(features)]; v.ok {
 		r.found = true
-		at, err := feast.ParseTimestamp(stamp)
+		at, err := feast.ParseTimestamp(v.text)
 		if err != nil {
 			return ErrCorrupt
 		}
@@ -54,13 +52,12 @@ func (c *feastCodec) decode(features []int, reply []rueidis.RedisMessage, r *row
 	}
 	for n, i := range features {
 		f := &c.features[i]
-		encoded, ok := text(&reply[n])
-		if !ok {
+		if !values[n].ok {
 			r.states[i] = Absent
 			continue
 		}
 		r.found = true
-		v, err := feast.ParseValue(encoded)
+		v, err := feast.ParseValue(values[n].text)
 		if err != nil {
 			return f.corrupt()
 		}

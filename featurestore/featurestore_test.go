@@ -218,11 +218,11 @@ func TestNaN_Policies(t *testing.T) {
 	v, err := NewView[string, row](noClient{}, "view", Options{NaN: NaNFails})
 	require.NoError(t, err)
 	for _, value := range []row{nan, inVector} {
-		_, err = v.v.encode(unsafe.Pointer(&value), time.Now())
+		_, err = v.v.encode(unsafe.Pointer(&value), time.Now(), false)
 		require.ErrorIs(t, err, ErrInvalid)
 	}
 	for _, at := range []time.Time{{}, time.Unix(0, 0), time.Unix(-1, 0), time.Unix(1<<34, 0)} {
-		_, err = v.v.encode(unsafe.Pointer(&row{}), at)
+		_, err = v.v.encode(unsafe.Pointer(&row{}), at, false)
 		require.ErrorIs(t, err, ErrInvalid)
 	}
 }

@@ -7,8 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/redis/rueidis"
+	"unsafe"
 )
 
 // fieldsCodec has a field per feature. The field _ts:view has the event time in microseconds and, if this package wrote the row, a
@@ -34,11 +33,12 @@ func (c *fieldsCodec) all() []string {
 	return append(names, c.timeField())
 }
 
-func (c *fieldsCodec) decode(features []int, reply []rueidis.RedisMessage, r *row) error {
+func (c *fieldsCodec) decode(features []int, values []value, r *row) error {
 	var nulls string
 	own := true
-	if stamp, ok := text(&reply[len(features)]); ok {
+	if v := &values[len(features)]; v.ok {
 		r.found = true
+		stamp := v.text
 		var mark string
 		stamp, mark, _ = strings.Cut(stamp, " ")
 		mark, nulls, _ = strings.Cut(mark, " ")
@@ -49,10 +49,20 @@ func (c *fieldsCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 		}
 		r.at = at
 	}
+	var texts []byte // all in one piece
+	if r.lent {
+		size := 0
+		for n, i := range features {
+			if f := &c.features[i]; f.class == classText && !f.bytes {
+				size += len(values[n].text)
+			}
+		}
+		texts = make([]byte, 0, size)
+	}
 	for n, i := range features {
 		f := &c.features[i]
-		value, ok := text(&reply[n])
-		if !ok {
+		v := &values[n]
+		if !v.ok {
 			r.states[i] = Absent
 			if nulls != "" && hasName(nulls, f.name) {
 				r.states[i] = Null
@@ -64,8 +74,13 @@ func (c *fieldsCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 		var d datum
 		var err error
 		if f.class == classVector {
-			err = f.parseVector(r, value)
-		} else if d, err = f.parseText(value); err == nil {
+			err = f.parseVector(r, v.text)
+		} else if d, err = f.parseText(v.text); err == nil {
+			if r.lent && f.class == classText && !f.bytes {
+				begin := len(texts)
+				texts = append(texts, d.text...)
+				d.text = unsafe.String(unsafe.SliceData(texts[begin:]), len(texts)-begin)
+			}
 			f.store(r.p, d)
 		}
 		switch {
@@ -112,7 +127,7 @@ func markOf(fingerprint uint32) string {
 }
 
 func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
-	set = make([]string, 0, 2*len(features)+2)
+	set = r.pairs(2*len(features) + 2)
 	buf, ends := r.buf[:0], r.ends[:0]
 	var nulls []byte
 	for i := range c.features {
@@ -149,11 +164,11 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 	}
 	set = append(set, c.timeField(), "")
 	ends = append(ends, len(buf))
-	all, from := string(buf), 0 // one string for all values
+	r.buf, r.ends = buf, ends
+	all, from := r.text(), 0 // one string for all values
 	for i, end := range ends {
 		set[2*i+1], from = all[from:end], end
 	}
-	r.buf, r.ends = buf, ends
 	return set, drop, nil
 }
 

@@ -63,6 +63,11 @@ func (k *keys) appendRow(dst []byte, version string, p unsafe.Pointer) ([]byte, 
 	return append(dst, '}'), nil
 }
 
+// own reports whether a row of a version has its hash to itself.
+func (k *keys) own(version string) bool {
+	return version != "" || k.feast == nil && !k.template && !k.shared
+}
+
 // parseRow is the inverse of appendRow. p points to a zero key.
 func (k *keys) parseRow(s, version string, p unsafe.Pointer) error {
 	if k.feast != nil {

@@ -2,8 +2,10 @@ package featurestore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"time"
 	"unsafe"
 
@@ -29,9 +31,8 @@ type LoadOptions struct {
 	// Skip is how many rows to leave out at the beginning: LoadStats.Done of an earlier Load of the same rows, to resume it.
 	Skip int64
 
-	// SkipOrderCheck writes rows also where later ones are, and counts all as applied. In a Release it is much quicker, if
-	// nobody else writes that version: rows of at most 128 fields go by RESTORE, or by HSET if Redis refuses it, as it does
-	// users without the category dangerous.
+	// SkipOrderCheck writes rows also where later ones are, and counts all as applied. In a Release it is much quicker, as it takes
+	// no script.
 	SkipOrderCheck bool
 
 	// Progress, if set, is called after each batch, by the goroutine that called Load.
@@ -56,6 +57,10 @@ type LoadStats struct {
 // that cannot be written is counted, and no reason to stop. An error is: those of rows[:Done] are written, and maybe some after;
 // Load again with Skip. It writes to the version that is live; if another one becomes so, from the next batch on to that.
 // Memory is bounded by LoadOptions.Batch.
+//
+// Rows that have their hashes to themselves, without Options.Share, Options.Key and codec Feast, or in a version, replace them with
+// RESTORE, with whatever somebody else had put there, if they have at most 128 fields of at most 64 bytes. Where Redis refuses
+// that, as it does users without the category dangerous, and for other rows it takes HSET, as Put does.
 func (v *View[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o LoadOptions) (LoadStats, error) {
 	return load(ctx, v.v, nil, rows, o)
 }
@@ -65,13 +70,13 @@ func load[K comparable, T any](ctx context.Context, v *view, version *string, ro
 	l := loader[K]{v: v, version: version, opts: o, began: time.Now()}
 	err := l.start(ctx)
 	if err == nil {
-		ok := true
+		ok, own := true, version != nil || v.keys.own("")
 		for k, e := range rows {
 			if l.seen++; l.seen <= o.Skip {
 				l.stats.Done = l.seen
 				continue
 			}
-			row, err := v.encode(unsafe.Pointer(&e.Value), e.At)
+			row, err := v.encode(unsafe.Pointer(&e.Value), e.At, own)
 			row.unchecked = o.SkipOrderCheck
 			l.rows = append(l.rows, loadRow[K]{number: l.seen - 1, key: k, row: row, err: err})
 			if len(l.rows) == l.opts.Batch {
@@ -105,8 +110,8 @@ type loader[K comparable] struct {
 	rows     []loadRow[K]  // the batch that is gathered
 	flying   []loadRow[K]  // and the one that is on its way
 	landed   chan struct{} // closed when that has arrived
-	plainly  bool          // whether rows are replaced without RESTORE
-	restores bool          // whether RESTORE was seen to work, or is about to be
+	plainly  bool          // whether rows are written without RESTORE
+	restores bool          // whether that was seen to work, or is about to be
 	failed   error
 }
 
@@ -247,54 +252,79 @@ func (l *loader[K]) send(ctx context.Context) error {
 	return errUnsettled
 }
 
+const (
+	// loadedRows and loadedBytes bound what one script writes, so that it does not hold up others for much longer than half a
+	// millisecond.
+	loadedRows  = 32
+	loadedBytes = 64 << 10
+)
+
+// sendTo writes to a version the rows that are not written yet, and returns how many are left.
 func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSchemas) (moved bool, left int, err error) {
+	v := l.v
 	if l.version != nil && l.opts.SkipOrderCheck {
 		return false, 0, l.replace(ctx)
 	}
-	calls := make([]script.Call, 0, len(l.flying)+1)
-	rows := make([]*loadRow[K], 0, len(l.flying))
+	most := loadedRows
+	if v.client.Mode() == rueidis.ClientModeCluster {
+		most = 1 // one script's keys are in one slot
+	}
+	var calls []script.Call
+	var rows [][]*loadRow[K] // of each call
+	size := loadedBytes + 1  // of the last call; there is none yet
 	for i := range l.flying {
 		row := &l.flying[i]
 		if row.err != nil || row.code != codeUnknown {
 			continue
 		}
-		key, err := l.v.keys.appendRow(nil, version, unsafe.Pointer(&row.key))
+		key, err := v.keys.appendRow(nil, version, unsafe.Pointer(&row.key))
 		if err != nil {
 			row.err = err
 			continue
 		}
-		rows = append(rows, row)
-		calls = append(calls, l.v.call(string(key), known, &row.row))
+		if l.plainly {
+			row.row.undump(v.codec.all())
+		}
+		payload := row.row.payload
+		if payload == "" {
+			calls, rows = append(calls, v.call(string(key), known, &row.row)), append(rows, []*loadRow[K]{row})
+			size = loadedBytes + 1
+			continue
+		}
+		if size += len(payload); size > loadedBytes || len(rows[len(rows)-1]) == most {
+			call := loadScript.Call(nil, v.opts.Codec.String(), v.codec.timeField(), flag(!row.row.unchecked))
+			calls, rows, size = append(calls, call), append(rows, nil), len(payload)
+		}
+		call, together := &calls[len(calls)-1], &rows[len(rows)-1]
+		call.Keys = append(call.Keys, string(key))
+		call.Args = append(call.Args, strconv.FormatInt(row.row.at, 10), strconv.FormatInt(v.ttl(), 10), payload)
+		*together = append(*together, row)
 	}
-	if l.v.opts.Codec != Feast {
-		calls = append(calls, liveScript.Call([]string{l.v.control}, version))
+	if v.opts.Codec != Feast {
+		calls = append(calls, liveScript.Call([]string{v.control}, version))
 	}
 	if len(calls) == 0 {
 		return false, 0, nil
 	}
-	bounded, cancel := l.v.bound(ctx)
+	bounded, cancel := v.bound(ctx)
 	defer cancel()
 	sent := time.Now()
-	replies := script.DoMulti(bounded, l.v.client, calls)
-	for i, row := range rows {
-		row.code, err = replies[i].AsInt64()
-		if err != nil && isWrongType(err) {
-			row.err = ErrCorrupt
-		} else if err != nil {
+	replies := script.DoMulti(bounded, v.client, calls)
+	for i, together := range rows {
+		n, err := l.settle(together, &replies[i])
+		if err != nil {
 			return false, 0, err
 		}
-		if row.code == codeUnknown && row.err == nil {
-			left++
-		}
+		left += n
 	}
-	if l.v.opts.Codec == Feast {
+	if v.opts.Codec == Feast {
 		return false, left, nil
 	}
 	live, state, err := liveReply(replies[len(rows)])
 	if err != nil {
 		return false, 0, err
 	}
-	l.v.setLive(ctx, live, sent)
+	v.setLive(ctx, live, sent)
 	if l.version != nil && state != loading {
 		return false, 0, errNotLoading
 	}
@@ -302,10 +332,10 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 }
 
 // replace writes a batch of a version without a look at what is there. Its hashes are of this view alone and nobody reads them yet, so
-// that it needs no script.
+// that it needs no script: a load that is killed leaves rows that the next one replaces.
 func (l *loader[K]) replace(ctx context.Context) error {
 	b := l.v.client.B()
-	commands := make([]rueidis.Completed, 0, 3*len(l.flying)+2)
+	commands := make([]rueidis.Completed, 0, len(l.flying)+2)
 	for i := range l.flying {
 		row := &l.flying[i]
 		if row.err != nil {
@@ -317,16 +347,15 @@ func (l *loader[K]) replace(ctx context.Context) error {
 		}
 		key, ttl := string(name), l.v.ttl()
 		row.code = 1
-		if !l.plainly {
-			if payload, ok := dump(row.row.set); ok {
-				commands = append(commands, b.Restore().Key(key).Ttl(ttl).SerializedValue(payload).Replace().Build())
-				if !l.restores { // miniredis, for one, takes any payload for a string's: then this is an error
-					commands = append(commands, b.Hlen().Key(key).Build())
-					l.restores = true
-				}
-				continue
+		if row.row.payload != "" && !l.plainly {
+			commands = append(commands, b.Restore().Key(key).Ttl(ttl).SerializedValue(row.row.payload).Replace().Build())
+			if !l.restores { // miniredis, for one, takes any payload for a string's: then this is an error
+				commands = append(commands, b.Hlen().Key(key).Build())
+				l.restores = true
 			}
+			continue
 		}
+		row.row.undump(nil)
 		hset := b.Hset().Key(key).FieldValue()
 		for i := 0; i < len(row.row.set); i += 2 {
 			hset = hset.FieldValue(row.row.set[i], row.row.set[i+1])
@@ -355,4 +384,55 @@ func (l *loader[K]) replace(ctx context.Context) error {
 		return errNotLoading
 	}
 	return nil
+}
+
+// settle notes what became of the rows of one call, and returns how many are to be sent again.
+func (l *loader[K]) settle(rows []*loadRow[K], reply *rueidis.RedisResult) (left int, err error) {
+	codes := []int64{0}
+	if message, e := reply.ToMessage(); e == nil && message.IsArray() { // of load.lua
+		codes, err = message.AsIntSlice()
+	} else {
+		codes[0], err = reply.AsInt64()
+	}
+	if err != nil && isWrongType(err) {
+		codes[0], err = codeWrongType, nil
+	}
+	if err == nil && len(codes) != len(rows) {
+		err = errors.New("a script's reply has another number of rows")
+	}
+	if err != nil {
+		return 0, err
+	}
+	for i, row := range rows {
+		switch row.code = codes[i]; row.code {
+		case codeWrongType:
+			row.err = ErrCorrupt
+		case codeRefused:
+			l.plainly = true
+			row.code = codeUnknown
+			left++
+		case codeUnknown:
+			left++
+		}
+	}
+	return left, nil
+}
+
+// undump brings a row that was dumped back into the form that put.lua takes.
+func (e *encoded) undump(all []string) {
+	if e.payload == "" {
+		return
+	}
+	has := map[string]bool{}
+	for l := (listpack{rest: e.payload[dumpHead:]}); l.rest[0] != 0xff; {
+		name, value := l.next(), l.next()
+		e.set = append(e.set, name, value)
+		has[name] = true
+	}
+	for _, name := range all {
+		if !has[name] {
+			e.drop = append(e.drop, name)
+		}
+	}
+	e.payload = ""
 }

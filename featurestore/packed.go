@@ -3,11 +3,11 @@ package featurestore
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unsafe"
-
-	"github.com/redis/rueidis"
 )
 
 // packedCodec has a row in chunks of 64 bytes, the longest values that leave Redis' hashes compact, in the fields view, view:1,
@@ -24,9 +24,12 @@ import (
 //	texts    that are set, with their length before them, but for the last one
 type packedCodec struct {
 	*schema
-	names  []string // of the chunks
-	bools  int      // that are not in the header
-	string bool     // whether any feature is a string
+	names   []string // of the chunks
+	every   []string // and of those that other schemas may have
+	bools   []int    // the indexes of features that are bools
+	texts   []int    // and that are texts
+	numbers []int    // and others
+	whole   []State  // of a row whose features are all set
 }
 
 const (
@@ -50,14 +53,14 @@ func newPackedCodec(s *schema) *packedCodec {
 		}
 		switch f.class {
 		case classBool:
-			c.bools++
+			c.bools = append(c.bools, i)
 			width = 0
 		case classInt, classUint:
 			width = 1 + f.bits/32 // most are small
 		case classTime:
 			width = 10
 		case classText:
-			c.string = c.string || !f.bytes
+			c.texts = append(c.texts, i)
 			width = 8
 		case classVector:
 			if n := f.length; n < 0 {
@@ -66,16 +69,23 @@ func newPackedCodec(s *schema) *packedCodec {
 				width *= n
 			}
 		}
+		if f.class != classBool && f.class != classText {
+			c.numbers = append(c.numbers, i)
+		}
+		c.whole = append(c.whole, Set)
 		size += width
 	}
-	c.bools = max(c.bools-2, 0)
-	chunks := (size + (c.bools+7)/8 + chunkSize - 1) / chunkSize
+	chunks := (size + c.boolBytes() + chunkSize - 1) / chunkSize
 	if chunks > maxChunks {
 		chunks = 1
 	}
-	c.names = chunkNames(s.view)[:chunks]
+	c.every = chunkNames(s.view)
+	c.names = c.every[:chunks]
 	return c
 }
+
+// boolBytes is how many bytes the bools have that are not in the header.
+func (c *packedCodec) boolBytes() int { return (max(len(c.bools)-2, 0) + 7) / 8 }
 
 func chunkNames(view string) []string {
 	names := []string{view}
@@ -87,7 +97,7 @@ func chunkNames(view string) []string {
 
 func (c *packedCodec) timeField() string     { return c.view }
 func (c *packedCodec) fields([]int) []string { return c.names }
-func (c *packedCodec) all() []string         { return chunkNames(c.view) }
+func (c *packedCodec) all() []string         { return slices.Clone(c.every) }
 
 func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 	head := c.fingerprint&packedPrint | packedAll
@@ -100,7 +110,7 @@ func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 			last = i
 		}
 	}
-	body := r.buf[:0]
+	body := r.pack[:0]
 	if head&packedAll == 0 {
 		body = append(body, make([]byte, (len(c.features)+3)/4)...)
 		for i := range c.features {
@@ -115,7 +125,7 @@ func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 		}
 	}
 	bools := len(body)
-	body = append(body, make([]byte, (c.bools+7)/8)...)
+	body = append(body, make([]byte, c.boolBytes())...)
 	b := 0
 	for i := range c.features {
 		f := &c.features[i]
@@ -142,21 +152,19 @@ func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 			body = append(body, text...)
 		}
 	}
-	r.buf = body
 	if len(c.names) > 1 && packedHeader+len(body) > chunkSize {
 		head |= packedMore
 	}
-	packed := make([]byte, 0, packedHeader+binary.MaxVarintLen64+len(body))
-	packed = binary.LittleEndian.AppendUint32(packed, head)
+	packed := binary.LittleEndian.AppendUint32(r.buf[:0], head)
 	for shift := 48; shift >= 0; shift -= 8 {
 		packed = append(packed, byte(r.at>>shift))
 	}
 	if head&packedMore != 0 {
 		packed = binary.AppendUvarint(packed, uint64(len(body)))
 	}
-	rest := string(append(packed, body...))
-	names := c.all()
-	set = make([]string, 0, 2*len(c.names))
+	r.pack, r.buf = body, append(packed, body...)
+	rest, names := r.text(), c.every
+	set = r.pairs(2 * len(c.names))
 	for i, name := range names {
 		switch {
 		case rest == "":
@@ -206,9 +214,9 @@ func (f *feature) appendFloat(dst []byte, v float64) []byte {
 }
 
 // decode reads the features asked for and skips the others.
-func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *row) error {
-	first, ok := text(&reply[0])
-	if !ok {
+func (c *packedCodec) decode(features []int, values []value, r *row) error {
+	first := values[0].text
+	if !values[0].ok {
 		for _, i := range features {
 			r.states[i] = Absent
 		}
@@ -236,14 +244,11 @@ func (c *packedCodec) decode(features []int, reply []rueidis.RedisMessage, r *ro
 			return ErrCorrupt
 		}
 		buf := append(r.buf[:0], d.s...)
-		for i := 1; i < len(reply) && uint64(len(buf)) < size; i++ {
-			more, _ := text(&reply[i])
-			buf = append(buf, more...)
+		for i := 1; i < len(values) && uint64(len(buf)) < size; i++ {
+			buf = append(buf, values[i].text...)
 		}
 		r.buf = buf
-		if d.s = unsafe.String(unsafe.SliceData(buf), len(buf)); c.string { // else nothing of it is kept
-			d.s = string(buf)
-		}
+		d.s, d.lent = unsafe.String(unsafe.SliceData(buf), len(buf)), true
 		if uint64(len(d.s)) != size {
 			return ErrCorrupt
 		}
@@ -262,11 +267,13 @@ func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row
 	if !all {
 		states = d.next((len(c.features) + 3) / 4)
 	}
-	bools := d.next((c.bools + 7) / 8)
+	bools := d.next(c.boolBytes())
 	if d.bad {
 		return ErrCorrupt
 	}
-	r.whole = all
+	if r.whole = all; all && len(features) == len(c.features) {
+		return c.decodeWhole(head, bools, d, r)
+	}
 	b, wanted, last := 0, 0, -1
 	for i := range c.features {
 		f := &c.features[i]
@@ -281,20 +288,12 @@ func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row
 		}
 		switch {
 		case f.class == classBool:
-			bit := uint64(head) >> (packedBools + b) & 1
-			if b >= 2 {
-				bit = uint64(bools[(b-2)/8]) >> ((b - 2) % 8) & 1
-			}
 			if want && state == Set {
-				f.store(r.p, datum{num: bit})
+				f.store(r.p, packedBool(head, bools, b))
 			}
 			b++
 		case f.class == classText && state == Set:
 			last = i
-		case state == Set && want && f.quick == quickFloat && len(d.s) >= 8:
-			*(*float64)(f.at(r.p)) = d.float(false)
-		case state == Set && want && f.quick == quickInt:
-			*(*int64)(f.at(r.p)) = d.varint()
 		case state == Set:
 			d.feature(f, r.p, want)
 		}
@@ -302,42 +301,87 @@ func (c *packedCodec) decodeBody(features []int, head uint32, d *decoder, r *row
 			return f.corrupt()
 		}
 	}
-	if last >= 0 {
-		d.texts(c.features[:last+1], features, states, r.p)
+	d.own()
+	for _, i := range c.texts {
+		for len(features) > 0 && features[0] < i {
+			features = features[1:]
+		}
+		if all || states[i/4]>>(i%4*2)&2 != 0 {
+			d.storeText(&c.features[i], r.p, i == last, len(features) > 0 && features[0] == i)
+		}
 	}
+	return d.end()
+}
+
+// decodeWhole is decodeBody of a row whose features are all set and asked for, as most are.
+func (c *packedCodec) decodeWhole(head uint32, bools string, d *decoder, r *row) error {
+	copy(r.states, c.whole)
+	for b, i := range c.bools {
+		c.features[i].store(r.p, packedBool(head, bools, b))
+	}
+	for _, i := range c.numbers {
+		f := &c.features[i]
+		switch {
+		case f.quick == quickFloat && len(d.s) >= 8:
+			*(*float64)(f.at(r.p)) = d.float(false)
+		case f.quick == quickInt:
+			*(*int64)(f.at(r.p)) = d.varint()
+		default:
+			d.feature(f, r.p, true)
+		}
+		if d.bad {
+			return f.corrupt()
+		}
+	}
+	d.own()
+	for n, i := range c.texts {
+		d.storeText(&c.features[i], r.p, n == len(c.texts)-1, true)
+	}
+	return d.end()
+}
+
+// packedBool is the n-th bool of a row.
+func packedBool(head uint32, bools string, n int) datum {
+	if n < 2 {
+		return datum{num: uint64(head) >> (packedBools + n) & 1}
+	}
+	return datum{num: uint64(bools[(n-2)/8]) >> ((n - 2) % 8) & 1}
+}
+
+// decoder reads a packed row from its beginning. What it returns once bad is set means nothing.
+type decoder struct {
+	s    string
+	lent bool // s is memory that is used again
+	bad  bool
+}
+
+// own makes what is left stay.
+func (d *decoder) own() {
+	if d.lent {
+		d.s = strings.Clone(d.s)
+	}
+}
+
+// end returns an error if anything is left, or was missing.
+func (d *decoder) end() error {
 	if d.bad || d.s != "" {
 		return ErrCorrupt
 	}
 	return nil
 }
 
-// texts reads the texts that are set, of which the last one is at the end of features.
-func (d *decoder) texts(all []feature, wanted []int, states string, p unsafe.Pointer) {
-	for i := range all {
-		for len(wanted) > 0 && wanted[0] < i {
-			wanted = wanted[1:]
-		}
-		f := &all[i]
-		if f.class != classText || states != "" && states[i/4]>>(i%4*2)&2 == 0 {
-			continue
-		}
-		n := uint64(len(d.s))
-		if i < len(all)-1 {
-			n = d.uvarint()
-		}
-		if d.bad = d.bad || n > uint64(len(d.s)); d.bad {
-			return
-		}
-		if text := d.next(int(n)); len(wanted) > 0 && wanted[0] == i {
-			f.store(p, datum{text: text})
-		}
+// storeText reads a text, and stores it if it is wanted.
+func (d *decoder) storeText(f *feature, p unsafe.Pointer, last, want bool) {
+	n := uint64(len(d.s))
+	if !last {
+		n = d.uvarint()
 	}
-}
-
-// decoder reads a packed row from its beginning. What it returns once bad is set means nothing.
-type decoder struct {
-	s   string
-	bad bool
+	if d.bad = d.bad || n > uint64(len(d.s)); d.bad {
+		return
+	}
+	if text := d.next(int(n)); want {
+		f.store(p, datum{text: text})
+	}
 }
 
 func (d *decoder) next(n int) string {

@@ -96,9 +96,9 @@ func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 // GetMany reads the rows of many entities, in the order of ks. A key that is there twice is read once and returned twice. dst is
 // where the rows go, from its beginning, if it is large enough.
 //
-// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, one that meets a hash of more
-// than 4,000 fields takes one more. The first read of a process takes a second one if a
-// version is live, and so does the first one after another version has become so.
+// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, one that meets a hash
+// that cannot be read with DUMP takes one more. The first read of a process takes a second one if a version is live, and so does the
+// first one after another version has become so.
 //
 // The error says why Redis could not be asked for some of the rows, which have it too; the others are there. A row that cannot
 // be read is no such error: see its Err.
@@ -151,7 +151,9 @@ func (p *part[K, T]) end(int, []State) {}
 type trip struct {
 	requests []request
 	versions []string
-	checks   []int // of each request, which command asks what version is live; -1 is none
+	checks   []int   // of each request, which command asks what version is live; -1 is none
+	doubts   []error // and why Redis did not tell
+	missing  []miss
 	counts   []Counts
 	buf      []byte
 	ends     []int
@@ -163,12 +165,16 @@ type trip struct {
 	commands []rueidis.Completed
 	single   [1]rueidis.RedisResult
 	cached   []rueidis.CacheableTTL
-	scans    bool // hashes are read as a whole
-	partly   bool // and one was not
+	hot      bool // the client-side cache is used
+	dumps    bool // hashes are read with DUMP
+	anew     bool // and one has to be read with HMGET
 }
 
 // place is where in the replies a row is.
 type place struct{ command, offset int }
+
+// miss is a row of a request that is Missing.
+type miss struct{ request, row int }
 
 // ask is what a request wants of a hash: its fields begin at offset.
 type ask struct{ request, offset int }
@@ -216,6 +222,7 @@ func fetch(ctx context.Context, requests ...request) (counts []Counts, err error
 
 func (t *trip) reset() {
 	clear(t.versions)
+	clear(t.doubts)
 	clear(t.keys)
 	clear(t.asks)
 	clear(t.fields)
@@ -224,7 +231,7 @@ func (t *trip) reset() {
 	clear(t.cached)
 	clear(t.single[:])
 	t.versions, t.checks, t.counts, t.buf, t.ends, t.places = t.versions[:0], t.checks[:0], t.counts[:0], t.buf[:0], t.ends[:0], t.places[:0]
-	t.scans, t.partly = false, false
+	t.doubts, t.missing, t.dumps, t.anew = t.doubts[:0], t.missing[:0], false, false
 	t.keys, t.asks, t.fields, t.commands, t.cached = t.keys[:0], t.asks[:0], t.fields[:0], t.commands[:0], t.cached[:0]
 }
 
@@ -245,6 +252,7 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 	replies := t.send(bounded, lead.client)
 	for i, r := range t.requests {
 		v, _, pinned := r.of()
+		t.doubts = append(t.doubts, nil)
 		if pinned != nil || v.opts.Codec == Feast {
 			continue
 		}
@@ -252,7 +260,8 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 		if t.checks[i] >= 0 {
 			check = &replies[t.checks[i]]
 		}
-		ok, err := v.confirm(ctx, t.versions[i], sent, check)
+		ok, doubt, err := v.confirm(ctx, t.versions[i], sent, check)
+		t.doubts[i] = doubt
 		if err != nil {
 			t.fail(err)
 			return false, err
@@ -272,22 +281,41 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 			}
 		}
 	}
-	if t.partly {
-		return true, errUnsettled // the next one is by HMGET
+	if t.anew {
+		return true, errUnsettled
 	}
+	return t.doubt(ctx, err)
+}
+
+// doubt makes sure that what is Missing is, in the version that is live: it may be one that is gone if Redis did not tell, or could not
+// invalidate what was cached. err is why some rows were not read.
+func (t *trip) doubt(ctx context.Context, err error) (again bool, _ error) {
 	for i, r := range t.requests {
-		// What is live may be known from a cache that Redis could not invalidate, of a version that is gone.
 		v, _, pinned := r.of()
-		if pinned != nil || t.versions[i] == "" || len(t.cached) == 0 || t.counts[i].Missing == 0 || err != nil {
+		if t.counts[i].Missing == 0 || pinned != nil || v.opts.Codec == Feast {
 			continue
 		}
-		live, err := v.askLive(ctx)
-		if err != nil {
-			t.fail(err)
-			return false, err
+		doubt := t.doubts[i]
+		if doubt == nil && t.hot {
+			live, failed := v.askLive(ctx)
+			switch {
+			case failed != nil:
+				doubt = failed
+			case live != t.versions[i] && err == nil:
+				return true, errUnsettled
+			case live != t.versions[i]:
+				doubt = err
+			}
 		}
-		if live != t.versions[i] {
-			return true, errUnsettled
+		if doubt == nil {
+			continue
+		}
+		err = doubt
+		for _, m := range t.missing {
+			if m.request == i {
+				t.counts[i].Missing--
+				t.broken(i, m.row, doubt)
+			}
 		}
 	}
 	return false, err
@@ -378,17 +406,19 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	}
 	add := func(command rueidis.Completed) { t.commands = append(t.commands, command) }
 	lead, plan, _ := t.requests[0].of()
-	t.scans = len(t.requests) == 1 && plan.scan != nil && int64(time.Since(lead.began)) > plan.crowded.Load()
+	t.hot = hot > 0
+	t.dumps = len(t.requests) == 1 && plan.dumped != nil && int64(time.Since(lead.began)) > plan.plainly.Load() &&
+		(!lead.keys.template || t.versions[0] != "") // others' hashes may be of any size
 	for i, key := range t.keys {
-		if t.scans {
-			add(client.B().Hscan().Key(key).Cursor(0).Count(scanBuckets).Build())
+		if t.dumps {
+			add(client.B().Dump().Key(key).Build())
 			continue
 		}
 		fields := plan.fields
 		if len(t.requests) > 1 {
 			fields = t.fields[i]
 		}
-		if command := client.B().Hmget().Key(key).Field(fields...); hot > 0 {
+		if command := client.B().Hmget().Key(key).Field(fields...); t.hot {
 			t.cached = append(t.cached, rueidis.CT(command.Cache().ToStaticTTL(), hot))
 		} else {
 			add(command.Build())
@@ -400,18 +430,18 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 		}
 		v, _, _ := r.of()
 		t.checks[i] = len(t.commands) + len(t.cached)
-		if command := client.B().Hget().Key(v.control).Field(liveField); hot > 0 {
+		if command := client.B().Hget().Key(v.control).Field(liveField); t.hot {
 			t.cached = append(t.cached, rueidis.CT(command.Cache().ToStaticTTL(), hot))
 		} else {
 			add(command.Build())
 		}
 	}
-	if len(t.commands) == 1 && hot <= 0 {
+	if len(t.commands) == 1 && !t.hot {
 		t.single[0] = client.Do(ctx, t.commands[0])
 		return t.single[:]
 	}
 	var replies []rueidis.RedisResult
-	if hot > 0 {
+	if t.hot {
 		replies = client.DoMultiCache(ctx, t.cached...)
 	} else {
 		replies = client.DoMulti(ctx, t.commands...)
@@ -425,70 +455,26 @@ func (t *trip) send(ctx context.Context, client rueidis.Client) []rueidis.RedisR
 	return replies
 }
 
-// ordered returns what HMGET would have replied instead of HSCAN, or nil if that was not all. It is in r's memory. others is how many
-// bytes the reply had that were not asked for.
-func (p *plan) ordered(reply []rueidis.RedisMessage, r *row) (values []rueidis.RedisMessage, others int) {
-	if len(reply) != 2 {
-		return nil, 0
-	}
-	cursor, _ := reply[0].ToString()
-	pairs, err := reply[1].ToArray()
-	if err != nil || cursor != "0" {
-		return nil, 0
-	}
-	values = slices.Grow(r.reply[:0], len(p.fields))[:len(p.fields)]
-	clear(values) // which is no value
-	r.reply = values
-	next := 0
-	for i := 0; i+1 < len(pairs); i += 2 {
-		name, _ := pairs[i].ToString()
-		if next == len(p.fields) || p.fields[next] != name {
-			place, ok := p.scan[name]
-			if !ok {
-				value, _ := pairs[i+1].ToString()
-				others += len(name) + len(value)
-				continue
-			}
-			next = place
-		}
-		values[next] = pairs[i+1]
-		next++
-	}
-	return values, others
-}
-
 // decode reads the j-th row of a request. The error is why Redis could not be asked for it.
 func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) error {
 	r := t.requests[request]
 	v, plan, _ := r.of()
-	values, err := reply.ToArray()
-	if err != nil {
-		if isWrongType(err) {
-			t.broken(request, j, ErrCorrupt)
-			return nil
-		}
-		t.broken(request, j, err)
-		return err
-	}
 	p, info := r.begin(j)
 	row := v.row(p)
 	defer v.rows.Put(row)
-	if t.scans {
-		var others int
-		if values, others = plan.ordered(values, row); values == nil || others > scanOthers {
-			plan.crowded.Store(int64(time.Since(v.began) + scanAgain))
-		}
-		if values == nil {
-			t.partly = true
-			return nil
-		}
-		defer clear(row.reply)
-	}
-	if len(values) < offset+len(plan.fields) {
+	values, err := t.values(reply, offset, plan, row)
+	switch {
+	case t.anew:
+		plan.plainly.Store(int64(time.Since(v.began) + dumpAgain))
+		return nil
+	case err != nil && isWrongType(err):
 		t.broken(request, j, ErrCorrupt)
 		return nil
+	case err != nil:
+		t.broken(request, j, err)
+		return err
 	}
-	if err := v.codec.decode(plan.features, values[offset:offset+len(plan.fields)], row); err != nil {
+	if err := v.codec.decode(plan.features, values, row); err != nil {
 		t.broken(request, j, err)
 		if row.at != 0 {
 			info.EventTime = time.UnixMicro(row.at).UTC()
@@ -541,10 +527,39 @@ func (t *trip) decode(request, j int, reply *rueidis.RedisResult, offset int) er
 			status = Partial
 		}
 	}
+	if status == Missing {
+		t.missing = append(t.missing, miss{request, j})
+	}
 	info.Status = status
 	t.counts[request].add(status)
 	r.end(j, row.states)
 	return nil
+}
+
+// values returns what a hash has in the fields of a plan.
+func (t *trip) values(reply *rueidis.RedisResult, offset int, plan *plan, r *row) ([]value, error) {
+	if !t.dumps {
+		all, err := reply.ToArray()
+		if err == nil && len(all) < offset+len(plan.fields) {
+			err = ErrCorrupt
+		}
+		if err != nil {
+			return nil, err
+		}
+		return r.take(all[offset : offset+len(plan.fields)]), nil
+	}
+	payload, err := reply.ToString()
+	switch {
+	case rueidis.IsRedisNil(err):
+		r.values = slices.Grow(r.values[:0], len(plan.fields))[:len(plan.fields)]
+		clear(r.values)
+		return r.values, nil
+	case err != nil && reply.NonRedisError() != nil:
+		return nil, err
+	case err != nil || !plan.undump(payload, r):
+		t.anew = true
+	}
+	return r.values, nil
 }
 
 // broken tells a row why it cannot be read.
@@ -565,6 +580,6 @@ func (t *trip) broken(request, j int, err error) {
 // row returns a row to decode into p, or to encode from it.
 func (v *view) row(p unsafe.Pointer) *row {
 	r := v.rows.Get().(*row)
-	r.p, r.at, r.found, r.whole, r.marks, r.nulls = p, 0, false, false, "", ""
+	r.p, r.at, r.found, r.whole, r.lent, r.marks, r.nulls = p, 0, false, false, false, "", ""
 	return r
 }

@@ -56,8 +56,8 @@ func (v *view) version(pinned *string) (version string, check bool) {
 
 // confirm reports whether version may be used that was read in a trip sent at a time; check is the answer to what is live, if
 // that was asked. It may have come long before the rows, from another node: if they are late, it is asked for once more. While Redis
-// cannot tell, what was live last is.
-func (v *view) confirm(ctx context.Context, version string, sent time.Time, check *rueidis.RedisResult) (bool, error) {
+// cannot tell, what was live last is, but there is doubt.
+func (v *view) confirm(ctx context.Context, version string, sent time.Time, check *rueidis.RedisResult) (ok bool, doubt, err error) {
 	if check != nil {
 		now, err := check.ToString()
 		if rueidis.IsRedisNil(err) {
@@ -67,18 +67,18 @@ func (v *view) confirm(ctx context.Context, version string, sent time.Time, chec
 			v.setLive(ctx, now, sent)
 			if now == version && time.Since(sent) > trusted {
 				if now, err = v.askLive(ctx); err != nil {
-					return false, err
+					return false, nil, err
 				}
 			}
-			return now == version, nil
+			return now == version, nil, nil
 		}
 		if v.live.Load() == nil {
-			return false, err
+			return false, nil, err
 		}
-		return true, nil
+		return true, err, nil
 	}
 	live := v.live.Load()
-	return live.version == version && time.Since(v.began)-live.at <= trusted, nil
+	return live.version == version && time.Since(v.began)-live.at <= trusted, nil, nil
 }
 
 // setLive remembers what was live at a time, unless something later is known.

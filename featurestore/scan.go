@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -37,8 +38,8 @@ func (v *view) scan(ctx context.Context, version string, fn func(keys []string) 
 			if err != nil {
 				return err
 			}
-			if len(entry.Elements) > 0 {
-				if err := fn(entry.Elements); err != nil {
+			for keys := range slices.Chunk(entry.Elements, scanCount) { // a page may have more keys than were looked at
+				if err := fn(keys); err != nil {
 					return err
 				}
 			}

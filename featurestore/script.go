@@ -10,6 +10,8 @@ import (
 var (
 	//go:embed put.lua
 	putSource string
+	//go:embed load.lua
+	loadSource string
 	//go:embed delete.lua
 	deleteSource string
 	//go:embed live.lua
@@ -24,6 +26,7 @@ var (
 
 var (
 	putScript    = script.NewRetryable(putSource)
+	loadScript   = script.NewRetryable(loadSource)
 	deleteScript = script.NewRetryable(deleteSource)
 	liveScript   = script.NewRetryable(liveSource)
 	beginScript  = script.NewRetryable(beginSource)

@@ -94,10 +94,8 @@ type Options struct {
 	NaN NaNPolicy
 
 	// Hot is how long a row may be served from rueidis' client-side cache, which Redis invalidates when the row's hash is
-	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row of a version
-	// that is Missing a round trip, to see if the version is still live. Where the connection that brings invalidations hangs, a row
-	// of a version that was dropped meanwhile may be Missing all the same. 0, the default, means not to cache. A client with
-	// DisableCache does not.
+	// written. It is for views whose few hot entities are read again and again: a miss costs a command more, and a row that is
+	// Missing a round trip, to see which version is live. 0, the default, means not to cache. A client with DisableCache does not.
 	Hot time.Duration
 
 	// OpTimeout bounds each pipeline that is sent to Redis, 7/8 of it at least; an operation may take several, each with its own.
@@ -265,21 +263,18 @@ type plan struct {
 	fields   []string       // of the hash
 	width    int            // of a Matrix
 	wide     string         // a feature that cannot be in a Matrix
-	scan     map[string]int // where each field is in fields, if hashes are read as a whole; see scanFields
-	crowded  *atomic.Int64  // until when hashes are not, since began
+	dumped   map[string]int // where each field is in fields, if hashes are read with DUMP; see dumpFields
+	plainly  *atomic.Int64  // until when they are not, since began
 }
 
-// scanFields is from how many fields on HSCAN, which walks a compact hash once, is faster than HMGET, which does for each field.
-// (HGETALL replies with a map, which rueidis turns into one of Go's.)
-const scanFields = 20
-
 const (
-	// scanBuckets is how many buckets HSCAN looks at. Hashes that have more, by whomever, are read once more, with HMGET.
-	scanBuckets = 4096
-	// scanOthers is how many bytes of a hash may be none of the view's, which HSCAN carries nevertheless. Where there were more,
-	// hashes are read with HMGET for as long as scanAgain.
-	scanOthers = 4096
-	scanAgain  = 10 * time.Second
+	// dumpFields is from how many fields on hashes that are the view's own are read with DUMP, in Redis' own format. HMGET walks a
+	// compact hash from its beginning for each field, and each value is a string to the client; DUMP is one.
+	dumpFields = 20
+	// dumpOthers is how many bytes of a hash may be none that were asked for, which DUMP carries nevertheless. Where there were more,
+	// or DUMP did not return what is understood here, hashes are read with HMGET for as long as dumpAgain.
+	dumpOthers = 4096
+	dumpAgain  = 10 * time.Second
 )
 
 func (v *view) plan(features []int) plan {
@@ -291,10 +286,10 @@ func (v *view) plan(features []int) plan {
 		}
 		p.width += f.width()
 	}
-	if v.opts.Codec == Fields && v.opts.Hot == 0 && len(p.fields) >= scanFields {
-		p.scan, p.crowded = map[string]int{}, &atomic.Int64{}
+	if v.opts.Codec == Fields && v.opts.Hot == 0 && len(p.fields) >= dumpFields {
+		p.dumped, p.plainly = map[string]int{}, &atomic.Int64{}
 		for i, name := range p.fields {
-			p.scan[name] = i
+			p.dumped[name] = i
 		}
 	}
 	return p

@@ -101,13 +101,14 @@ func (i *WriteInfo) count(out Outcome, err error) {
 type encoded struct {
 	at        int64
 	set, drop []string
+	payload   string   // in place of those two, what dump makes of set
 	expected  []string // pairs that must be there: a field, and its value with = before it or nothing
 	unchecked bool     // whatever time the row that is there has
 	anySchema bool     // whatever schema it has
 }
 
-// encode checks a row and encodes it.
-func (v *view) encode(p unsafe.Pointer, at time.Time) (e encoded, err error) {
+// encode checks a row and encodes it, with dump if it is asked to and that can be.
+func (v *view) encode(p unsafe.Pointer, at time.Time, dumped bool) (e encoded, err error) {
 	r := v.row(p)
 	defer v.rows.Put(r)
 	if r.at, err = micros(at); err != nil {
@@ -120,6 +121,16 @@ func (v *view) encode(p unsafe.Pointer, at time.Time) (e encoded, err error) {
 		}
 	}
 	e.at = r.at
+	if r.lent = dumped; dumped {
+		set, _, err := v.codec.encode(v.everyone, r)
+		if err != nil {
+			return e, err
+		}
+		if e.payload, dumped = dump(set); dumped {
+			return e, nil
+		}
+		r.lent = false
+	}
 	e.set, e.drop, err = v.codec.encode(v.everyone, r)
 	return e, err
 }
@@ -149,7 +160,7 @@ func (v *view) stateOf(f *feature, p unsafe.Pointer) (State, error) {
 }
 
 func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) (Outcome, error) {
-	e, err := w.v.encode(value, at)
+	e, err := w.v.encode(value, at, false)
 	if err != nil {
 		return 0, err
 	}
@@ -174,11 +185,13 @@ func (w *write) put(ctx context.Context, k, value unsafe.Pointer, at time.Time) 
 // maxAttempts bounds how often a write begins again because of what others wrote meanwhile.
 const maxAttempts = 20
 
-// What send returns besides what put.lua does.
+// What becomes of a row besides outcomes: see put.lua and load.lua.
 const (
-	codeUnknown  = -1
-	codeExpected = -2
-	codeMoved    = -3 // another version is live
+	codeUnknown   = -1
+	codeExpected  = -2
+	codeMoved     = -3 // another version is live
+	codeWrongType = -4
+	codeRefused   = -5
 )
 
 func outcome(code int64) Outcome { return [...]Outcome{Older, Applied, Same}[code] }
@@ -354,13 +367,12 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	}
 	r := v.row(value)
 	defer v.rows.Put(r)
-	if err := v.codec.decode(v.everyone, reply, r); err != nil {
+	if err := v.codec.decode(v.everyone, r.take(reply), r); err != nil {
 		return e, err
 	}
 	r.at, e.at, e.anySchema = at, at, true
 	if c, ok := v.codec.(*fieldsCodec); ok {
-		stamp, _ := text(&reply[len(reply)-1])
-		r.marks, r.nulls = c.others(stamp)
+		r.marks, r.nulls = c.others(r.values[len(fields)-1].text)
 	}
 	var written []int
 	for _, a := range set {
@@ -390,8 +402,8 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 			continue // the time tells if somebody else has written
 		}
 		e.expected = append(e.expected, field, "")
-		if text, ok := text(&reply[i]); ok {
-			e.expected[len(e.expected)-1] = "=" + text
+		if r.values[i].ok {
+			e.expected[len(e.expected)-1] = "=" + r.values[i].text
 		}
 	}
 	return e, nil

@@ -52,7 +52,7 @@ func runClock(server *miniredis.Miniredis) (stop func()) {
 	quit := make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() {
-		tick := time.NewTicker(5 * time.Millisecond)
+		tick := time.NewTicker(time.Second) // it looks at all keys each time
 		defer tick.Stop()
 		last := time.Now()
 		for {

@@ -141,8 +141,8 @@ func featurestoreCases(b *bench) []benchCase {
 	b.closes = append(b.closes, client.Close)
 	f := &featureBench{bench: b, client: client, peer: goredis.NewClient(&goredis.Options{Addr: b.addr, PoolSize: 64})}
 	b.closes = append(b.closes, func() { _ = f.peer.Close() })
-	f.fields = newFeatureView[featureFifty](b, client, "fields", "users", featurestore.Fields)
-	f.packed = newFeatureView[featureFifty](b, client, "packed", "users", featurestore.Packed)
+	f.fields = newFeatureView[featureFifty](b, client, "fields", "users", featurestore.Fields, true)
+	f.packed = newFeatureView[featureFifty](b, client, "packed", "users", featurestore.Packed, true)
 	rnd := rand.New(rand.NewPCG(1, 1))
 	f.rows = make([]featureFifty, featureEntities)
 	for i := range f.rows {
@@ -163,8 +163,8 @@ func featurestoreCases(b *bench) []benchCase {
 	return append(append(cases, f.loadCase("packed", featurestore.Packed)...), f.loadCase("fields", featurestore.Fields)...)
 }
 
-func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string, codec featurestore.Codec) *featurestore.View[int, T] {
-	opts := featurestore.Options{Prefix: b.prefix + prefix, Codec: codec, Share: codec != featurestore.Feast, TTL: time.Hour, OpTimeout: 30 * time.Second}
+func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string, codec featurestore.Codec, share bool) *featurestore.View[int, T] {
+	opts := featurestore.Options{Prefix: b.prefix + prefix, Codec: codec, Share: share, TTL: time.Hour, OpTimeout: 30 * time.Second}
 	if codec == featurestore.Feast {
 		opts.Feast = featurestore.FeastOptions{Project: b.prefix + prefix, JoinKey: "user_id"}
 	}
@@ -295,8 +295,8 @@ func (f *featureBench) bytesCase() benchCase {
 	var packed, feast []*featurestore.View[int, featureTen]
 	names := []string{"orders", "baskets", "sessions", "returns", "devices"}
 	for _, name := range names {
-		packed = append(packed, newFeatureView[featureTen](f.bench, f.client, "pbytes", name, featurestore.Packed))
-		feast = append(feast, newFeatureView[featureTen](f.bench, f.client, "fbytes", name, featurestore.Feast))
+		packed = append(packed, newFeatureView[featureTen](f.bench, f.client, "pbytes", name, featurestore.Packed, true))
+		feast = append(feast, newFeatureView[featureTen](f.bench, f.client, "fbytes", name, featurestore.Feast, false))
 	}
 	if f.failed != nil {
 		return benchCase{}
@@ -337,7 +337,7 @@ func (f *featureBench) bytesCase() benchCase {
 
 // loadCase writes rows over those of the turn before: in order, and without a look at it, as a release is loaded.
 func (f *featureBench) loadCase(name string, codec featurestore.Codec) []benchCase {
-	v := newFeatureView[featureFifty](f.bench, f.client, "load"+name, "users", codec)
+	v := newFeatureView[featureFifty](f.bench, f.client, "load"+name, "users", codec, false)
 	if f.failed != nil {
 		return nil
 	}

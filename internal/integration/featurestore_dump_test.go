@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -22,23 +23,25 @@ import (
 	"github.com/redispatterns/redispatterns/internal/integration/redistest"
 )
 
-// featureDumps counts commands that load rows, and may change them.
+// featureDumps counts commands that load rows, and may change what is restored, by scripts too.
 type featureDumps struct {
 	redistest.PassThrough
 	mu     sync.Mutex
 	sent   map[string]int
-	change func(args []string) []string
+	change func(payload string) string
 }
 
 func (d *featureDumps) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
 	multi = slices.Clone(multi)
 	d.mu.Lock()
 	for i := range multi {
-		args := multi[i].Commands()
+		args := slices.Clone(multi[i].Commands())
 		d.sent[args[0]]++
-		if d.change != nil && args[0] == "RESTORE" {
-			args = d.change(slices.Clone(args))
-			multi[i] = client.B().Arbitrary(args[0]).Keys(args[1]).Args(args[2:]...).Build()
+		for j := range args {
+			if d.change != nil && len(args[j]) > 12 && args[j][:2] == "\x10\x80" {
+				args[j] = d.change(args[j])
+				multi[i] = client.B().Arbitrary(args[0]).Args(args[1:]...).Build()
+			}
 		}
 	}
 	d.mu.Unlock()
@@ -226,11 +229,12 @@ func TestFeaturestoreDump_RestoreIsHset(t *testing.T) {
 			client := connect(t)
 			dumps := &featureDumps{sent: map[string]int{}}
 			prefix := redistest.Prefix(t)
-			const n = 60
+			const n = 30
 			for round, ttl := range []time.Duration{time.Hour, 0} { // the second time over what is there
 				v := newFeatures[int, featureMany](t, rueidishook.WithHook(client, dumps), "many", featurestore.Options{Prefix: prefix, TTL: ttl})
 				rows := make([]featureMany, n)
-				long := 0
+				const batch = 5
+				wide := 0
 				for k := range rows {
 					all, set := rows[k].all(), rand.N(128)
 					if k >= n-4 {
@@ -243,25 +247,29 @@ func TestFeaturestoreDump_RestoreIsHset(t *testing.T) {
 						all[rand.N(128)] = featurestore.Some(strings.Repeat("z", 65))
 					}
 					if k%10 == 3 || set == 128 {
-						long++
+						wide++
 					}
 				}
 				clear(dumps.sent)
-				for i, version := range []string{"restored", "set"} {
-					r, err := v.Begin(t.Context(), version)
-					require.NoError(t, err)
-					stats, err := r.Load(t.Context(), featureSeq(featureRange(0, n), func(k int) (featureMany, time.Time) { return rows[k], featureTime(round) }),
-						featurestore.LoadOptions{SkipOrderCheck: i == 0})
+				load := func(load func(context.Context, iter.Seq2[int, featurestore.Event[featureMany]], featurestore.LoadOptions) (featurestore.LoadStats, error), skip bool) {
+					stats, err := load(t.Context(), featureSeq(featureRange(0, n), func(k int) (featureMany, time.Time) { return rows[k], featureTime(round) }),
+						featurestore.LoadOptions{SkipOrderCheck: skip, Batch: batch})
 					require.NoError(t, err)
 					require.Equal(t, int64(n), stats.Applied)
 				}
-				require.Equal(t, n-long, dumps.sent["RESTORE"])
-				require.Equal(t, long, dumps.sent["DEL"])
+				r, err := v.Begin(t.Context(), "v1")
+				require.NoError(t, err)
+				load(r.Load, true)
+				load(v.Load, false)
+				x := newFeatures[int, featureMany](t, client, "many", featurestore.Options{Prefix: prefix + "x", TTL: ttl, Share: true})
+				load(x.Load, false)
+				require.Equal(t, n-wide, dumps.sent["RESTORE"])
+				require.Equal(t, wide, dumps.sent["DEL"])
 				for k := range rows {
-					var got [2]map[string]string
-					var encoding [2]string
-					for i, version := range []string{"restored", "set"} {
-						key := prefix + ":many@" + version + ":{" + strconv.Itoa(k) + "}"
+					var got [3]map[string]string
+					var encoding [3]string
+					for i, key := range []string{":many@v1:", ":many:", "x:"} { // by RESTORE, by RESTORE in a script, and by HSET
+						key = prefix + key + "{" + strconv.Itoa(k) + "}"
 						var err error
 						got[i], err = do(t, client, key, "HGETALL").AsStrMap()
 						require.NoError(t, err)
@@ -283,14 +291,16 @@ func TestFeaturestoreDump_RestoreIsHset(t *testing.T) {
 							}
 						}
 					}
-					require.Equal(t, got[1], got[0])
-					require.Equal(t, encoding[1], encoding[0], "%d fields", len(got[0]))
-					row, err := v.Pin("restored").Get(t.Context(), k)
-					require.NoError(t, err)
-					require.Equal(t, rows[k], row.Value)
+					for i, v := range []*featurestore.Projection[int, featureMany]{v.Pin("v1"), v.Pin(""), x.Pin("")} {
+						require.Equal(t, got[2], got[i])
+						require.Equal(t, encoding[2], encoding[i], "%d fields", len(got[0]))
+						row, err := v.Get(t.Context(), k)
+						require.NoError(t, err)
+						require.Equal(t, rows[k], row.Value)
+					}
 				}
 				// It is a hash as any other, and of what was written over nothing is left.
-				key := prefix + ":many@restored:{0}"
+				key := prefix + ":many@v1:{0}"
 				before, err := do(t, client, key, "HLEN").AsInt64()
 				require.NoError(t, err)
 				added, err := do(t, client, key, "HSET", "another", "1", "0", "2", "_ts:many", "3").AsInt64()
@@ -359,22 +369,21 @@ func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) { //nolint:tparallel //
 	admin := server.Client(t)
 	send(t, admin, "ACL", "SETUSER", "u", "on", ">p", "+@all", "-restore", "&*", "~*")
 	user := server.Client(t, func(o *rueidis.ClientOption) { o.Username, o.Password = "u", "p" })
-	other := func(args []string) []string {
-		b := []byte(args[3])
+	other := func(payload string) string {
+		b := []byte(payload)
 		b[len(b)-10] = 0xff
-		args[3] = string(b)
-		return args
+		return string(b)
 	}
 	seen := 0
 	for name, c := range map[string]struct {
 		client rueidis.Client
-		change func(args []string) []string
+		change func(payload string) string
 	}{
-		"user": {user, nil}, "version": {admin, other}, "some": {admin, func(args []string) []string {
-			if seen++; seen == 120 {
-				return other(args)
+		"user": {user, nil}, "version": {admin, other}, "some": {admin, func(payload string) string {
+			if seen++; seen == 120 || seen == 320 {
+				return other(payload)
 			}
-			return args
+			return payload
 		}},
 	} {
 		t.Run(name, func(t *testing.T) { //nolint:paralleltest // one server, which is full in the end
@@ -391,7 +400,21 @@ func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) { //nolint:tparallel //
 			batches := map[string]int{"user": 1, "version": 1, "some": 3}[name]
 			require.Equal(t, 50*batches-1, dumps.sent["RESTORE"], "it is not tried again and again")
 			require.Equal(t, 300-50*(batches-1)-map[bool]int{true: 1}[batches == 1], dumps.sent["DEL"])
-			require.Equal(t, dumps.sent["DEL"]+1, dumps.sent["HSET"], "and one of the schema")
+
+			// And where event times are looked at, by scripts.
+			for range 2 {
+				stats, err := v.Load(t.Context(), featureSeq(featureRange(0, 100), func(k int) (featureItem, time.Time) {
+					return featureItem{Price: float64(k)}, featureTime(1 + k%2)
+				}), featurestore.LoadOptions{Batch: 50})
+				require.NoError(t, err)
+				require.Equal(t, int64(100), stats.Applied+stats.Same)
+				rows, err := v.GetMany(t.Context(), featureRange(0, 100), nil)
+				require.NoError(t, err)
+				for k, row := range rows {
+					require.InDelta(t, float64(k), row.Value.Price, 0)
+					require.Equal(t, featureTime(1+k%2), row.EventTime)
+				}
+			}
 		})
 	}
 	// Full: it says so, and goes on where it was.
@@ -420,6 +443,186 @@ func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) { //nolint:tparallel //
 		require.Equal(t, featurestore.Partial, row.Status)
 		require.InDelta(t, float64(k), row.Value.Price, 0)
 	}
+}
+
+// Rows of many features are read with DUMP, and with HMGET where Redis does not keep the hash compact, or refuses DUMP, or the key is none
+// of ours: then, and for the next time.
+func TestFeaturestoreDump_WideRowsAreDumped(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	admin := server.Client(t)
+	user := redistest.Prefix(t)
+	send(t, admin, "ACL", "SETUSER", user, "on", ">p", "+@all", "-dump", "&*", "~*")
+	t.Cleanup(func() {
+		require.NoError(t, admin.Do(context.WithoutCancel(t.Context()), admin.B().AclDeluser().Username(user).Build()).Error())
+	})
+	refused := server.Client(t, func(o *rueidis.ClientOption) { o.Username, o.Password = user, "p" })
+	long := featurestore.Some(strings.Repeat("z", 65))
+	for name, c := range map[string]struct {
+		client rueidis.Client
+		opts   featurestore.Options
+		spoil  func(t *testing.T, key string)
+		dumps  int // of three reads
+		hmgets int
+	}{
+		"compact": {client: admin, dumps: 3},
+		"refused": {client: refused, dumps: 1, hmgets: 3},
+		"wide": {client: admin, dumps: 1, hmgets: 3, spoil: func(t *testing.T, key string) {
+			t.Helper()
+			require.NoError(t, do(t, admin, key, "HSET", "x", long.V).Error())
+		}},
+		"template": {client: admin, opts: featurestore.Options{Key: "t" + redistest.Prefix(t) + ":%v"}, hmgets: 3},
+		"hot":      {client: admin, opts: featurestore.Options{Hot: time.Minute}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hook := &featureTrip{sent: map[string]int{}}
+			c.opts.Prefix = redistest.Prefix(t)
+			v := newFeatures[int, featureMany](t, rueidishook.WithHook(c.client, hook), "many", c.opts)
+			var row featureMany
+			for i := range row.all()[:100] {
+				row.all()[i] = featurestore.Some(featureDumpText())
+			}
+			putFeatures(t, v, 1, row, featureTime(1))
+			if c.spoil != nil {
+				c.spoil(t, c.opts.Prefix+":many:{1}")
+			}
+			hook.reset()
+			for range 3 {
+				got, err := v.Get(t.Context(), 1)
+				require.NoError(t, err)
+				require.Equal(t, row, got.Value)
+				require.Equal(t, featureTime(1), got.EventTime)
+			}
+			require.Equal(t, [2]int{c.dumps, c.hmgets}, [2]int{hook.count("DUMP"), hook.count("HMGET")})
+		})
+	}
+	t.Run("poison", func(t *testing.T) {
+		t.Parallel()
+		prefix := redistest.Prefix(t)
+		v := newFeatures[int, featureMany](t, admin, "many", featurestore.Options{Prefix: prefix})
+		putFeatures(t, v, 1, featureMany{F000: long}, featureTime(1))
+		putFeatures(t, v, 2, featureMany{F001: long}, featureTime(1))
+		require.NoError(t, do(t, admin, prefix+":many:{3}", "SET", "x").Error())
+		rows, err := v.GetMany(t.Context(), []int{1, 2, 3, 4}, nil)
+		require.NoError(t, err)
+		require.Equal(t, []string{"partial", "partial", "broken", "missing"}, []string{rows[0].Status.String(), rows[1].Status.String(), rows[2].Status.String(), rows[3].Status.String()})
+		require.ErrorIs(t, rows[2].Err, featurestore.ErrCorrupt)
+	})
+}
+
+// featureTrip counts what is sent, by name.
+type featureTrip struct {
+	redistest.PassThrough
+	mu   sync.Mutex
+	sent map[string]int
+}
+
+func (h *featureTrip) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	h.add(cmd)
+	return client.Do(ctx, cmd)
+}
+
+func (h *featureTrip) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	h.add(multi...)
+	return client.DoMulti(ctx, multi...)
+}
+
+func (h *featureTrip) add(commands ...rueidis.Completed) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range commands {
+		h.sent[commands[i].Commands()[0]]++
+	}
+}
+
+func (h *featureTrip) count(name string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sent[name]
+}
+
+func (h *featureTrip) reset() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.sent)
+}
+
+// What Load makes of rows in whatever order, with RESTORE, is what Put does with HSET: the outcomes, the row and its TTL.
+func TestFeaturestoreDump_LoadIsPut(t *testing.T) {
+	t.Parallel()
+	redistest.EachTarget(t, func(t *testing.T, client rueidis.Client) {
+		t.Helper()
+		for _, codec := range []featurestore.Codec{featurestore.Fields, featurestore.Packed} {
+			prefix := [2]string{redistest.Prefix(t), redistest.Prefix(t)}
+			for range 8 {
+				ttl := []time.Duration{0, time.Minute, time.Hour}[rand.N(3)]
+				var views [2]*featurestore.View[int, featureItem]
+				for i := range views {
+					views[i] = newFeatures[int, featureItem](t, client, "items", featurestore.Options{Prefix: prefix[i], Codec: codec, TTL: ttl})
+				}
+				n := 1 + rand.N(80) // more than one script, and some of an entity
+				ks, at := make([]int, n), make([]int, n)
+				var want featurestore.LoadStats
+				for i := range ks {
+					ks[i], at[i] = rand.N(10), rand.N(1000)
+				}
+				item := func(i int) featureItem {
+					if i%3 == 0 {
+						return featureItem{Price: float64(i)}
+					}
+					return featureItem{Price: float64(i), Stock: featurestore.Some(int32(i))}
+				}
+				poisoned := rand.N(3) == 0
+				if poisoned { // another type
+					for i := range prefix {
+						require.NoError(t, do(t, client, prefix[i]+":items:{3}", "SET", "x").Error())
+					}
+				}
+				for i, k := range ks {
+					out, err := views[0].Put(t.Context(), k, item(i), featureTime(at[i]))
+					switch {
+					case err != nil:
+						require.ErrorContains(t, err, "WRONGTYPE")
+						want.Invalid++
+					case out == featurestore.Applied:
+						want.Applied++
+					case out == featurestore.Older:
+						want.Older++
+					default:
+						want.Same++
+					}
+				}
+				want.Done = int64(n)
+				i := -1
+				got, err := views[1].Load(t.Context(), featureSeq(ks, func(int) (featureItem, time.Time) { i++; return item(i), featureTime(at[i]) }), featurestore.LoadOptions{
+					Invalid: func(_ int64, err error) { require.ErrorIs(t, err, featurestore.ErrCorrupt) },
+				})
+				require.NoError(t, err)
+				got.Took = 0
+				require.Equal(t, want, got)
+				for k := range 10 {
+					if poisoned && k == 3 {
+						for i := range prefix {
+							require.NoError(t, do(t, client, prefix[i]+":items:{3}", "DEL").Error())
+						}
+						continue
+					}
+					var hashes [2]map[string]string
+					var left [2]int64
+					for i := range views {
+						key := prefix[i] + ":items:{" + strconv.Itoa(k) + "}"
+						hashes[i], err = do(t, client, key, "HGETALL").AsStrMap()
+						require.NoError(t, err)
+						left[i], err = do(t, client, key, "PTTL").AsInt64()
+						require.NoError(t, err)
+					}
+					require.Equal(t, hashes[0], hashes[1])
+					require.InDelta(t, left[0], left[1], 20_000)
+				}
+			}
+		}
+	})
 }
 
 // Rows that are replaced while they are read are the one or the other.

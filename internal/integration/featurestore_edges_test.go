@@ -626,7 +626,7 @@ func TestFeaturestore_FeastProjectsAreApart(t *testing.T) {
 	require.Equal(t, int64(1), n, "project prod's b was deleted because project dev has a schema with one")
 }
 
-// Hashes that are too large for HSCAN are read in one pipeline.
+// Hashes that have much else are read in one pipeline.
 func TestFeaturestore_HugeHashesAreReadTogether(t *testing.T) {
 	t.Parallel()
 	server := redistest.Shared(t)

@@ -329,7 +329,8 @@ const featureRows = 20_000
 
 // featurestoreChild begins a version and loads it, saying how far it is.
 func featurestoreChild() error {
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{os.Getenv("FEATURESTORE_ADDR")}})
+	user := os.Getenv("FEATURESTORE_USER")
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{os.Getenv("FEATURESTORE_ADDR")}, Username: user, Password: user})
 	if err != nil {
 		return err
 	}
@@ -352,7 +353,8 @@ func featurestoreChild() error {
 			}
 		}
 	}
-	if _, err = r.Load(ctx, rows, featurestore.LoadOptions{Batch: 10, Progress: func(featurestore.LoadStats) { fmt.Println() }}); err != nil {
+	opts := featurestore.LoadOptions{Batch: 10, SkipOrderCheck: user != "", Progress: func(featurestore.LoadStats) { fmt.Println() }}
+	if _, err = r.Load(ctx, rows, opts); err != nil {
 		return err
 	}
 	return r.Commit(ctx)
@@ -395,6 +397,61 @@ func TestFeaturestore_KilledLoaderLeavesTheOldVersion(t *testing.T) {
 	require.NoError(t, again.Abort(t.Context()))
 	require.Equal(t, []string{prefix + ":@{items}", prefix + ":items@v1:{0}", prefix + ":items@v1:{1}", prefix + ":items@v1:{2}", prefix + ":items@v1:{500}"},
 		featureKeys(t, client, prefix))
+}
+
+// So does one whose user may not RESTORE, over rows that were there half before; and who loads it again repairs it.
+func TestFeaturestore_KilledLoaderWithoutRestore(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	client := server.Client(t)
+	prefix := redistest.Prefix(t)
+	send(t, client, "ACL", "SETUSER", prefix, "on", ">"+prefix, "+@all", "-restore", "&*", "~*")
+	t.Cleanup(func() {
+		require.NoError(t, client.Do(context.WithoutCancel(t.Context()), client.B().AclDeluser().Username(prefix).Build()).Error())
+	})
+	v := newFeatures[int, featureItem](t, client, "items", featurestore.Options{Codec: featurestore.Packed, Prefix: prefix})
+	ks := featureRange(0, 300)
+	load := func(version string, price float64) *featurestore.Release[int, featureItem] {
+		r, err := v.Begin(t.Context(), version)
+		require.NoError(t, err)
+		_, err = r.Load(t.Context(), featureSeq(ks, func(int) (featureItem, time.Time) { return featureItem{Price: price}, featureTime(9) }), featurestore.LoadOptions{SkipOrderCheck: true})
+		require.NoError(t, err)
+		return r
+	}
+	prices := func(p *featurestore.Projection[int, featureItem]) (missing int, prices map[float64]int) {
+		rows, err := p.GetMany(t.Context(), ks, nil)
+		require.NoError(t, err)
+		prices = map[float64]int{}
+		for _, row := range rows {
+			require.NoError(t, row.Err)
+			if row.Status == featurestore.Missing {
+				missing++
+			} else {
+				prices[row.Value.Price]++
+			}
+		}
+		return missing, prices
+	}
+	require.NoError(t, load("v1", 1).Commit(t.Context()))
+	load("v2", 3)
+
+	cmd := child(t, "featurestore", "FEATURESTORE_ADDR="+server.Addr(), "FEATURESTORE_PREFIX="+prefix, "FEATURESTORE_USER="+prefix)
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = out.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Kill())
+	require.Error(t, cmd.Wait())
+
+	_, live := prices(&v.Projection)
+	require.Equal(t, map[float64]int{1: 300}, live)
+	missing, half := prices(v.Pin("v2"))
+	require.Positive(t, half[2])
+	require.Equal(t, 300, missing+half[2]+half[3], "rows are whole or not there")
+	require.NoError(t, load("v2", 4).Commit(t.Context()))
+	_, live = prices(&v.Projection)
+	require.Equal(t, map[float64]int{4: 300}, live)
 }
 
 func TestFeaturestore_LoadIsBoundedPacedAndResumed(t *testing.T) {
