@@ -136,9 +136,8 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 		return nil, err
 	}
 	all := make([]Series, len(series))
-	sums := make([][]wide, len(series))
+	sums := make([][]wide, len(series)) // of those that have left the range of an int64, if only on the way
 	for i := range all {
-		sums[i] = make([]wide, len(f.bounds)-1)
 		all[i] = Series{Points: make([]Point, len(f.bounds)-1), Step: f.step, At: f.at, Covered: f.covered}
 		end := f.start(0)
 		for j := range all[i].Points {
@@ -152,7 +151,18 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 		if err != nil {
 			return errReply
 		}
-		all[i].Points[j].Missing = false
+		p := &all[i].Points[j]
+		p.Missing = false
+		if sums[i] == nil {
+			if sum, fits := add(p.Value, n); fits {
+				p.Value = sum
+				return nil
+			}
+			sums[i] = make([]wide, len(all[i].Points))
+			for k := range sums[i] {
+				sums[i][k].add(all[i].Points[k].Value)
+			}
+		}
 		sums[i][j].add(n)
 		return nil
 	})
@@ -161,14 +171,13 @@ func (s *Store) rangeMany(ctx context.Context, r Range, series []string) ([]Seri
 	}
 	for i := range all {
 		points := all[i].Points
-		for j := range points {
+		for j := range sums[i] {
 			var fits bool
 			if points[j].Value, fits = sums[i][j].int64(); !fits {
-				all[i].Err, all[i].Points, points = ErrOverflow, nil, nil
-				break
+				all[i].Err, all[i].Points = ErrOverflow, nil
 			}
 		}
-		if points == nil {
+		if all[i].Err != nil {
 			continue
 		}
 		f.fill(r.Fill, func(j int) bool { return !points[j].Missing }, func(j int) { points[j].Filled = true },
