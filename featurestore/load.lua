@@ -6,6 +6,7 @@
 -- A row is replaced as a whole or not at all. A time that no writer can have is none. The key lives for the longer of the two TTLs.
 -- Running it twice is running it once.
 local codec, field, check = ARGV[1], ARGV[2], ARGV[3] == '1'
+local works -- RESTORE, as far as is known
 local function write(i, key)
   local at, ttl, stored = tonumber(ARGV[3 * i + 1]), ARGV[3 * i + 2], nil
   local raw = redis.pcall('HGET', key, field)
@@ -22,10 +23,13 @@ local function write(i, key)
     local left = redis.call('PTTL', key)
     if left == -1 then ttl = 0 elseif left > tonumber(ttl) then ttl = left end
   end
-  if redis.pcall('RESTORE', key, ttl, ARGV[3 * i + 3], 'REPLACE').err then return -5 end
-  if i == 1 and type(redis.pcall('HLEN', key)) == 'table' then -- miniredis, for one, takes any payload for a string's
-    redis.call('DEL', key)
-    return -5
+  if works == false or redis.pcall('RESTORE', key, ttl, ARGV[3 * i + 3], 'REPLACE').err then return -5 end
+  if works == nil then
+    works = type(redis.pcall('HLEN', key)) == 'number'
+    if not works then -- miniredis, for one, takes any payload for a string's
+      redis.call('DEL', key)
+      return -5
+    end
   end
   return stored == at and 2 or 1
 end
