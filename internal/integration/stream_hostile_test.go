@@ -753,3 +753,97 @@ func TestStream_AfterAHangOwnersComeFirst(t *testing.T) {
 	require.Zero(t, og.Stats().Lost)
 	require.Empty(t, begun)
 }
+
+// streamReadHolder loses one reply of a read, which has more published, and holds the next one back while what is pending is looked through.
+type streamReadHolder struct {
+	redistest.PassThrough
+	armed     atomic.Bool
+	reads     atomic.Int64
+	more      func()
+	delivered chan struct{}
+}
+
+func (h *streamReadHolder) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	name := cmd.Commands()[0]
+	if name == "XPENDING" && h.armed.Load() {
+		<-h.delivered
+	}
+	r := client.Do(ctx, cmd)
+	if m, err := r.ToMessage(); name != "XREADGROUP" || !h.armed.Load() || err != nil || m.IsNil() {
+		return r
+	}
+	switch h.reads.Add(1) {
+	case 1:
+		h.more()
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		return client.Do(ended, client.B().Ping().Build())
+	case 2:
+		close(h.delivered)
+		_ = after(ctx, 300*time.Millisecond) // the read's own time is longer
+	}
+	return r
+}
+
+// What a reply under way is about to bring is not taken for lost, and run twice.
+func TestStream_AReplyUnderWayIsNotLost(t *testing.T) {
+	t.Parallel()
+	plain := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	direct := newStream(t, plain, key)
+	holder := &streamReadHolder{delivered: make(chan struct{})}
+	holder.more = func() { publishMany(t, direct, 10, 20) }
+	g := newStream(t, rueidishook.WithHook(plain, holder), key).Group("g", stream.GroupOptions[int]{})
+	var counts streamCounts
+	runStream(t, g, counts.handle)
+	require.Eventually(t, func() bool {
+		_, err := direct.Group("g", stream.GroupOptions[int]{}).Info(t.Context())
+		return err == nil
+	}, 5*time.Second, time.Millisecond)
+	holder.armed.Store(true)
+	publishMany(t, direct, 0, 10)
+	require.Eventually(t, func() bool { return counts.handled() == 20 && g.Stats().InFlight == 0 }, 5*time.Second, time.Millisecond)
+	require.GreaterOrEqual(t, holder.reads.Load(), int64(2))
+	require.Zero(t, counts.extra())
+	require.Equal(t, uint64(10), g.Stats().Claimed)
+}
+
+// streamRenewMute keeps renewals from Redis: of scripts' arguments, theirs end with an id.
+type streamRenewMute struct {
+	streamMute
+}
+
+func (m *streamRenewMute) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if c := cmd.Commands(); strings.Contains(c[len(c)-1], "-") {
+		return m.streamMute.Do(client, ctx, cmd)
+	}
+	return client.Do(ctx, cmd)
+}
+
+// A message that was taken over while nothing could be renewed is not begun, although nothing has said so yet.
+func TestStream_WhatMayBeLostIsAskedFor(t *testing.T) {
+	t.Parallel()
+	plain := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	mute := &streamRenewMute{}
+	s := newStream(t, rueidishook.WithHook(plain, mute), key)
+	const lease = 2 * time.Second
+	g := s.Group("g", stream.GroupOptions[int]{Lease: lease, Workers: 1})
+	var counts streamCounts
+	begun, finish := make(chan struct{}, 2), make(chan struct{})
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		begun <- struct{}{}
+		<-finish
+		return counts.handle(ctx, m)
+	})
+	mute.muted.Store(true)
+	ids := publishMany(t, s, 0, 2)
+	<-begun
+	require.Eventually(t, func() bool { return g.Stats().InFlight == 2 }, 5*time.Second, time.Millisecond)
+	streamAdmin(t, plain, "XCLAIM", key, "g", "peer", "0", string(ids[1]), "JUSTID")
+	require.NoError(t, after(t.Context(), 2*lease/3))
+	close(finish)
+	require.Eventually(t, func() bool { return g.Stats().Acked == 1 && g.Stats().Lost == 1 }, 5*time.Second, time.Millisecond)
+	require.Equal(t, 1, counts.of(0))
+	require.Zero(t, counts.of(1))
+}
