@@ -705,6 +705,7 @@ func TestBuffer_AZombieFlusher(t *testing.T) {
 		b := newBuffer(t, redistest.Shared(t).Client(t), allColumns, killOptions(prefix))
 		sink, err := newTableSink(dialect, db, sqlsink.Table{Name: "hits", Key: "id"})
 		require.NoError(t, err)
+		defer logLocks(t, dialect, db)
 		counted := map[string]int64{}
 		add := func() {
 			t.Helper()
@@ -749,6 +750,19 @@ func TestBuffer_AZombieFlusher(t *testing.T) {
 			require.Zero(t, stats.Regressions, point)
 		}
 	})
+}
+
+// logLocks says, if the test has failed, who waits for whom in PostgreSQL.
+func logLocks(t *testing.T, dialect sqlsink.Dialect, db *sql.DB) {
+	t.Helper()
+	if !t.Failed() || dialect != sqlsink.DialectPostgres {
+		return
+	}
+	const query = `SELECT coalesce(string_agg(concat_ws(' ', pid, state, wait_event, now() - xact_start, pg_blocking_pids(pid)::text, query), E'\n'), '')
+		FROM pg_stat_activity WHERE datname = current_database()`
+	var activity string
+	err := db.QueryRowContext(context.Background(), query).Scan(&activity)
+	t.Log(activity, err)
 }
 
 // requireBatch leaves a live batch behind.

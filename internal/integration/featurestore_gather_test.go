@@ -175,7 +175,7 @@ func newGatedFeatures(t *testing.T, client rueidis.Client, n int, opts featurest
 // are 64.
 func TestFeaturestoreGather_GetsShareRoundTrips(t *testing.T) {
 	t.Parallel()
-	v, gate := newGatedFeatures(t, redistest.Shared(t).Client(t), 200, featurestore.Options{})
+	v, gate := newGatedFeatures(t, redistest.Shared(t).Client(t), 200, featurestore.Options{OpTimeout: time.Minute}) // nobody loses patience
 	selected, err := v.Select("stock", "price")
 	require.NoError(t, err)
 	for _, p := range []*featureItems{&v.Projection, selected, v.Pin("")} {

@@ -316,7 +316,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		r, text := runLoadtest(t, 0, url, append(append([]string{"run", "--scenario", "django-cache"}, loadtestShort...), args...)...)
 		require.Equal(t, mode, r.Target.Mode)
 		require.Equal(t, primaries, r.Target.Primaries)
-		require.Greater(t, r.Total.Requests, int64(20))
+		require.Greater(t, r.Total.Requests, int64(5)) // of a busy machine
 		require.Zero(t, r.Total.Failures, r.Rows)
 		require.Zero(t, r.Total.Misses, text)
 		require.Positive(t, r.Total.Hits)
@@ -415,7 +415,7 @@ func TestLoadtest_ScenariosOfThePackages(t *testing.T) {
 				t.Parallel()
 				r, text := runLoadtest(t, 0, url, append([]string{"run", "--scenario", scenario, "--raw"}, loadtestShort...)...)
 				require.Zero(t, r.Total.Failures, text)
-				require.Greater(t, r.Total.Requests, int64(20))
+				require.Greater(t, r.Total.Requests, int64(5)) // of a busy machine
 				require.NotEmpty(t, r.Overheads)
 				require.Contains(t, text, "OVERHEAD")
 				require.Regexp(t, `removed: [1-9]`, text)

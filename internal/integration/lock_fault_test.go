@@ -569,7 +569,7 @@ func TestLock_ATTLBelowTheRoundTripIsAnError(t *testing.T) {
 	proxy := redistest.NewProxy(t, server.Addr())
 	client := server.Client(t, proxy.Through)
 	l := newLocker(t, client, lock.Options{TTL: 200 * time.Millisecond})
-	require.NoError(t, acquire(t, l, "name").Unlock(t.Context()))
+	require.NoError(t, acquire(t, newLocker(t, client, lock.Options{}), "name").Unlock(t.Context())) // it knows the scripts
 	proxy.Latency(t, 400*time.Millisecond)
 	for _, lockIt := range []func(context.Context, string) (*lock.Lock, error){l.Lock, l.TryLock} {
 		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)

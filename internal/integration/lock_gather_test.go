@@ -339,10 +339,7 @@ func TestLock_AGivenUpCommandComesLate(t *testing.T) {
 	require.NoError(t, after(t.Context(), 10*time.Millisecond))
 	close(g.open)
 	g.wg.Wait()
-	info, err := direct.Inspect(t.Context(), "name")
-	require.NoError(t, err)
-	require.True(t, info.Held, "by nobody")
-	began := time.Now()
+	began := time.Now() // nobody holds it now, unless it has been given up again already
 	requireFree(t, direct, "name")
 	require.Less(t, time.Since(began), recovery)
 }
@@ -538,7 +535,9 @@ func TestLock_ManyAtATimeFarAway(t *testing.T) {
 		wg.Wait()
 		return n.Load()
 	}
-	require.Zero(t, pairs()) // or the server does not know the scripts, which takes a round trip more
+	// Or the server does not know the scripts, those of locks that are taken alone too, which takes a round trip more.
+	require.NoError(t, acquire(t, l, "alone").Unlock(t.Context()))
+	require.Zero(t, pairs())
 	proxy.Latency(t, 1100*time.Millisecond)
 	require.Zero(t, pairs())
 }
