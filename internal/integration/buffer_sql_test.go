@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -566,10 +567,13 @@ func bufferChild() error {
 	if os.Getenv("CHILD_SIGNAL") == "STOP" {
 		sig = syscall.SIGSTOP
 	}
+	goesOn := make(chan os.Signal, 1)
+	signal.Notify(goesOn, syscall.SIGCONT)
 	var seen atomic.Int64
 	spied := &dbSpy{at: func(point string) {
 		if point == os.Getenv("CHILD_POINT") && seen.Add(1) == int64(times) {
 			_ = syscall.Kill(os.Getpid(), sig)
+			<-goesOn // another thread may be the first to notice, and this one be beyond the point by then
 		}
 	}}
 	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{os.Getenv("CHILD_ADDR")}, DisableCache: true})

@@ -316,7 +316,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		r, text := runLoadtest(t, 0, url, append(append([]string{"run", "--scenario", "django-cache"}, loadtestShort...), args...)...)
 		require.Equal(t, mode, r.Target.Mode)
 		require.Equal(t, primaries, r.Target.Primaries)
-		require.Greater(t, r.Total.Requests, int64(5)) // of a busy machine
+		require.Greater(t, r.Total.Requests, int64(20))
 		require.Zero(t, r.Total.Failures, r.Rows)
 		require.Zero(t, r.Total.Misses, text)
 		require.Positive(t, r.Total.Hits)
@@ -324,7 +324,7 @@ func TestLoadtest_ReachesServersByURL(t *testing.T) {
 		require.NotNil(t, r.CPU)
 		require.NotNil(t, r.Rows[0].ServerP99, "LATENCY HISTOGRAM")
 		require.NotNil(t, r.Doctor)
-		require.Greater(t, r.Doctor.Fine, 20*primaries)
+		require.Greater(t, r.Doctor.Fine, 15*primaries) // other tests use the server too
 		require.Contains(t, text, "FAIL POL01 cache: maxmemory 0")
 		require.Greater(t, r.Wire.In, 300.0*float64(r.Total.Hits), "bytes on the wire")
 		seen := false
@@ -415,7 +415,7 @@ func TestLoadtest_ScenariosOfThePackages(t *testing.T) {
 				t.Parallel()
 				r, text := runLoadtest(t, 0, url, append([]string{"run", "--scenario", scenario, "--raw"}, loadtestShort...)...)
 				require.Zero(t, r.Total.Failures, text)
-				require.Greater(t, r.Total.Requests, int64(5)) // of a busy machine
+				require.Greater(t, r.Total.Requests, int64(20))
 				require.NotEmpty(t, r.Overheads)
 				require.Contains(t, text, "OVERHEAD")
 				require.Regexp(t, `removed: [1-9]`, text)
