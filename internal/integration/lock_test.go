@@ -274,6 +274,15 @@ func TestLock_DoReleasesAndTellsOfLoss(t *testing.T) {
 			})
 		}()
 		requireWaiting(t, l, "name", 1)
+		require.Eventually(t, func() bool { // it listens
+			for _, node := range client.Nodes() {
+				channels, err := node.Do(ctx, node.B().PubsubChannels().Pattern(prefix+":inbox:*").Build()).AsStrSlice()
+				if err == nil && len(channels) > 0 {
+					return true
+				}
+			}
+			return false
+		}, 10*time.Second, time.Millisecond)
 		require.NoError(t, lk.Unlock(ctx))
 		<-inside
 		began := time.Now()

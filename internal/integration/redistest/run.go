@@ -56,7 +56,7 @@ func runMoreInParallel() error {
 	if isSet {
 		return nil
 	}
-	return flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
+	return flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
 }
 
 const packagePath = "github.com/redispatterns/redispatterns/internal/integration/redistest"
