@@ -53,9 +53,12 @@ func (g *Group[T]) Info(ctx context.Context) (GroupInfo, error) {
 
 func (g *Group[T]) info(ctx context.Context) (info GroupInfo, err error) {
 	b, key := g.s.client.B, g.s.key
+	// Pinned: rueidis retries what only reads, and uses its memory again when it has a reply, while the writer of a connection that
+	// was killed may not have let go of it.
 	r := g.s.client.DoMulti(ctx,
-		b().Xpending().Key(key).Group(g.name).Build(), b().XinfoGroups().Key(key).Build(), b().XinfoConsumers().Key(key).Group(g.name).Build(),
-		b().Xlen().Key(g.s.deadKey(g.name)).Build(), b().Zcard().Key(g.s.dueKey()).Build())
+		b().Xpending().Key(key).Group(g.name).Build().Pin(), b().XinfoGroups().Key(key).Build().Pin(),
+		b().XinfoConsumers().Key(key).Group(g.name).Build().Pin(),
+		b().Xlen().Key(g.s.deadKey(g.name)).Build().Pin(), b().Zcard().Key(g.s.dueKey()).Build().Pin())
 	pending, err := r[0].ToArray()
 	if err != nil {
 		return info, err
