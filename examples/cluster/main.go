@@ -38,6 +38,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -156,6 +157,11 @@ func onOurs(ctx context.Context, o options, out io.Writer) error {
 			return err
 		}
 		nodes = append(nodes, n)
+		// An epoch of its own, the newcomer's the highest: nodes of the same epoch choose new ones when they meet, and a node
+		// that does so while slots move takes back what it has just given away.
+		if _, err := n.do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(len(nodes))); err != nil {
+			return err
+		}
 	}
 	old, fourth := nodes[:2*primaries], nodes[2*primaries]
 	if err := form(ctx, old); err != nil {

@@ -58,9 +58,6 @@ func form(ctx context.Context, nodes []*node) error {
 		if _, err := n.do(ctx, "CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(from), strconv.Itoa(to)); err != nil {
 			return err
 		}
-		if _, err := n.do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1)); err != nil {
-			return err
-		}
 	}
 	if err := join(ctx, nodes, nodes[1:]...); err != nil {
 		return err
