@@ -141,8 +141,8 @@ func featurestoreCases(b *bench) []benchCase {
 	b.closes = append(b.closes, client.Close)
 	f := &featureBench{bench: b, client: client, peer: goredis.NewClient(&goredis.Options{Addr: b.addr, PoolSize: 64})}
 	b.closes = append(b.closes, func() { _ = f.peer.Close() })
-	f.fields = newFeatureView[featureFifty](b, client, "fields", "users", featurestore.Fields, true)
-	f.packed = newFeatureView[featureFifty](b, client, "packed", "users", featurestore.Packed, true)
+	f.fields = newFeatureView[featureFifty](b, client, b.prefix+"fields", "users", featurestore.Fields, true)
+	f.packed = newFeatureView[featureFifty](b, client, b.prefix+"packed", "users", featurestore.Packed, true)
 	rnd := rand.New(rand.NewPCG(1, 1))
 	f.rows = make([]featureFifty, featureEntities)
 	for i := range f.rows {
@@ -164,9 +164,9 @@ func featurestoreCases(b *bench) []benchCase {
 }
 
 func newFeatureView[T any](b *bench, client rueidis.Client, prefix, name string, codec featurestore.Codec, share bool) *featurestore.View[int, T] {
-	opts := featurestore.Options{Prefix: b.prefix + prefix, Codec: codec, Share: share, TTL: time.Hour, OpTimeout: 30 * time.Second}
+	opts := featurestore.Options{Prefix: prefix, Codec: codec, Share: share, TTL: time.Hour, OpTimeout: 30 * time.Second}
 	if codec == featurestore.Feast {
-		opts.Feast = featurestore.FeastOptions{Project: b.prefix + prefix, JoinKey: "user_id"}
+		opts.Feast = featurestore.FeastOptions{Project: prefix, JoinKey: "user_id"}
 	}
 	v, err := featurestore.NewView[int, T](client, name, opts)
 	b.fail(err)
@@ -293,10 +293,12 @@ func (f *featureBench) bytesCase() benchCase {
 	const entities = 500
 	ctx, rnd := context.Background(), rand.New(rand.NewPCG(2, 2))
 	var packed, feast []*featurestore.View[int, featureTen]
+	// As short as names of keys are, since they are of what is weighed. Nothing else in this server has them.
+	const short = "features"
 	names := []string{"orders", "baskets", "sessions", "returns", "devices"}
 	for _, name := range names {
-		packed = append(packed, newFeatureView[featureTen](f.bench, f.client, "pbytes", name, featurestore.Packed, true))
-		feast = append(feast, newFeatureView[featureTen](f.bench, f.client, "fbytes", name, featurestore.Feast, false))
+		packed = append(packed, newFeatureView[featureTen](f.bench, f.client, short, name, featurestore.Packed, true))
+		feast = append(feast, newFeatureView[featureTen](f.bench, f.client, short, name, featurestore.Feast, false))
 	}
 	if f.failed != nil {
 		return benchCase{}
@@ -311,7 +313,7 @@ func (f *featureBench) bytesCase() benchCase {
 				f.fail(err)
 			}
 			pairs, _ := texts(&row, "_"+name)
-			f.fail(f.peer.HSet(ctx, f.prefix+"tbytes:{"+strconv.Itoa(i)+"}", append(pairs, "_ts:"+name, at.UnixMicro())...).Err())
+			f.fail(f.peer.HSet(ctx, short+"-text:{"+strconv.Itoa(i)+"}", append(pairs, "_ts:"+name, at.UnixMicro())...).Err())
 		}
 	}
 	size := func(pattern string) float64 {
@@ -331,13 +333,13 @@ func (f *featureBench) bytesCase() benchCase {
 	}
 	return benchCase{
 		name: "featurestore/bytes", goroutines: 1, contestants: []contestant{{name: "packed"}, {name: "feast"}, {name: "text_hash"}},
-		fixed: []float64{size(f.prefix + "pbytes:{*}"), size("*user_id*" + f.prefix + "fbytes"), size(f.prefix + "tbytes:{*}")},
+		fixed: []float64{size(short + ":{*}"), size("*user_id*" + short), size(short + "-text:{*}")},
 	}
 }
 
 // loadCase writes rows over those of the turn before: in order, and without a look at it, as a release is loaded.
 func (f *featureBench) loadCase(name string, codec featurestore.Codec) []benchCase {
-	v := newFeatureView[featureFifty](f.bench, f.client, "load"+name, "users", codec, false)
+	v := newFeatureView[featureFifty](f.bench, f.client, f.prefix+"load"+name, "users", codec, false)
 	if f.failed != nil {
 		return nil
 	}

@@ -29,6 +29,7 @@ type gate struct {
 	shut func(args []string) bool
 	open chan struct{}
 	wg   *sync.WaitGroup
+	came func(rueidis.RedisResult) // is told the replies to them, if it is set
 }
 
 func (g gate) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
@@ -40,7 +41,11 @@ func (g gate) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Complet
 	got := make(chan rueidis.RedisResult, 1)
 	g.wg.Go(func() {
 		<-g.open
-		got <- client.Do(context.WithoutCancel(ctx), late)
+		r := client.Do(context.WithoutCancel(ctx), late)
+		if g.came != nil {
+			g.came(r)
+		}
+		got <- r
 	})
 	select {
 	case r := <-got:
@@ -320,9 +325,11 @@ func TestLock_ManyAtATimeOnAFullServer(t *testing.T) {
 func TestLock_AGivenUpCommandComesLate(t *testing.T) {
 	t.Parallel()
 	var shut atomic.Bool
+	var fence string
 	g := gate{
 		sent: &atomic.Int64{}, open: make(chan struct{}), wg: &sync.WaitGroup{},
-		shut: func(args []string) bool { return shut.CompareAndSwap(true, false) },
+		shut: func([]string) bool { return shut.CompareAndSwap(true, false) },
+		came: func(r rueidis.RedisResult) { fence, _ = r.ToString() },
 	}
 	prefix := redistest.Prefix(t)
 	shared := redistest.Shared(t)
@@ -339,7 +346,8 @@ func TestLock_AGivenUpCommandComesLate(t *testing.T) {
 	require.NoError(t, after(t.Context(), 10*time.Millisecond))
 	close(g.open)
 	g.wg.Wait()
-	began := time.Now() // nobody holds it now, unless it has been given up again already
+	require.NotEmpty(t, fence, "it has locked")
+	began := time.Now()
 	requireFree(t, direct, "name")
 	require.Less(t, time.Since(began), recovery)
 }
