@@ -215,12 +215,16 @@ func TestBuffer_ASlotThatMoves(t *testing.T) {
 	opts.AddTimeout = 50 * time.Millisecond
 	impatient := newBuffer(t, rueidishook.WithHook(raw, moving), allColumns, opts)
 	moving.times.Store(math.MaxInt64)
-	require.ErrorIs(t, impatient.Add(ctx, "e", buffer.Int("views", 10)), buffer.ErrUnconfirmed)
+	total := int64(11)
+	if err := impatient.Add(ctx, "e", buffer.Int("views", 10)); !errors.Is(err, buffer.ErrUnconfirmed) {
+		require.ErrorContains(t, err, "TRYAGAIN") // on a busy machine: the round trip was given up first, and counted nothing
+		total -= 10
+	}
 	moving.times.Store(0)
 	require.NoError(t, impatient.Close(ctx))
 	sink := newMemorySink()
 	drainTo(t, b, sink)
-	require.Equal(t, int64(11), sink.total())
+	require.Equal(t, total, sink.total())
 }
 
 // Adds of one row that Redis does not take wait for AddTimeout each, 7/8 of it at least, whenever they come, or until their context
