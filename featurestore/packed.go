@@ -319,20 +319,32 @@ func (c *packedCodec) decodeWhole(head uint32, bools string, d *decoder, r *row)
 	for b, i := range c.bools {
 		c.features[i].store(r.p, packedBool(head, bools, b))
 	}
+	s := d.s // in a register, which takes a third less time than d's
 	for _, i := range c.numbers {
 		f := &c.features[i]
 		switch {
-		case f.quick == quickFloat && len(d.s) >= 8:
-			*(*float64)(f.at(r.p)) = d.float(false)
-		case f.quick == quickInt:
-			*(*int64)(f.at(r.p)) = d.varint()
+		case f.quick == quickFloat && len(s) >= 8:
+			*(*uint64)(f.at(r.p)) = uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+				uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+			s = s[8:]
+		case f.quick == quickInt && len(s) >= 2 && (s[0] < 0x80 || s[1] < 0x80): // of one byte or two, as most are
+			n := uint64(s[0])
+			if n < 0x80 {
+				s = s[1:]
+			} else {
+				n = n&0x7f | uint64(s[1])<<7
+				s = s[2:]
+			}
+			*(*int64)(f.at(r.p)) = int64(n>>1) ^ -int64(n&1)
 		default:
-			d.feature(f, r.p, true)
-		}
-		if d.bad {
-			return f.corrupt()
+			d.s = s
+			if d.feature(f, r.p, true); d.bad {
+				return f.corrupt()
+			}
+			s = d.s
 		}
 	}
+	d.s = s
 	d.own()
 	for n, i := range c.texts {
 		d.storeText(&c.features[i], r.p, n == len(c.texts)-1, true)
