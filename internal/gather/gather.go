@@ -69,7 +69,15 @@ func (t *Trips[R]) End() {
 	if t == nil {
 		return
 	}
-	if rs := t.next(nil); len(rs) > 0 {
+	t.mu.Lock()
+	rs := t.next(nil)
+	t.mu.Unlock()
+	t.start(rs)
+}
+
+// start makes requests, if there are any.
+func (t *Trips[R]) start(rs []*Request[R]) {
+	if len(rs) > 0 {
 		t.Go(func() { t.run(rs) })
 	}
 }
@@ -84,14 +92,13 @@ func (t *Trips[R]) Do(ctx context.Context, r *R) (bool, error) {
 	q.Value = *r
 	t.mu.Lock()
 	t.waiting = append(t.waiting, q)
-	goes := t.underWay < maxTrips || len(t.waiting) >= t.Most // what is full has nothing to wait for
-	if goes {
+	var together []*Request[R]
+	if t.underWay < maxTrips || len(t.waiting) >= t.Most { // what is full has nothing to wait for
 		t.underWay++
+		together = t.next(nil)
 	}
 	t.mu.Unlock()
-	if goes {
-		t.End()
-	}
+	t.start(together)
 	if !t.wait(ctx, q) {
 		return false, ctx.Err()
 	}
@@ -150,9 +157,12 @@ func (t *Trips[R]) run(rs []*Request[R]) {
 		t.answer(rs)
 		t.End()
 	}()
-	for ; len(rs) > 0; rs = t.next(rs) {
+	for len(rs) > 0 {
 		t.Make(rs)
 		t.answer(rs)
+		t.mu.Lock()
+		rs = t.next(rs)
+		t.mu.Unlock()
 	}
 }
 
@@ -172,12 +182,10 @@ func (t *Trips[R]) answer(rs []*Request[R]) {
 }
 
 // next returns requests that wait, as many as one round trip makes. If there are none, a round trip less is under way. It
-// may use the memory of done.
+// may use the memory of done. t.mu is held.
 func (t *Trips[R]) next(done []*Request[R]) []*Request[R] {
 	clear(done)
 	rs := done[:0]
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	n := 0
 	for n < len(t.waiting) && len(rs) < t.Most {
 		if r := t.waiting[n]; r.state == gathering {

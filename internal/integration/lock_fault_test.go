@@ -431,7 +431,9 @@ func TestLock_AFailoverThatLosesTheLock(t *testing.T) {
 	servers.KillPrimary(t)
 	next := acquire(t, b, "name")
 	require.Greater(t, next.Fence(), lk.Fence())
-	require.NoError(t, lock.SetFenced(ctx, client, "resource", next.Fence(), "b"))
+	require.Eventually(t, func() bool { // once all connections of client are to the new primary
+		return lock.SetFenced(ctx, client, "resource", next.Fence(), "b") == nil
+	}, opts.TTL/4, 10*time.Millisecond)
 	if lk.Err() == nil { // as long as it has not tried to renew it
 		require.ErrorIs(t, lock.SetFenced(ctx, client, "resource", lk.Fence(), "a"), lock.ErrStale)
 	}
