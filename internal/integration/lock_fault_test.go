@@ -422,9 +422,10 @@ func TestLock_AFailoverThatLosesTheLock(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	servers := redistest.StartSentinel(t)
-	client := servers.Client(t)
+	quick := func(o *rueidis.ClientOption) { o.Dialer.Timeout = time.Second } // else renewals wait 5s for a server that accepts and hangs
+	client := servers.Client(t, quick)
 	opts := lock.Options{TTL: 20 * time.Second}
-	a, b := newLocker(t, client, opts), newLocker(t, servers.Client(t), opts)
+	a, b := newLocker(t, client, opts), newLocker(t, servers.Client(t, quick), opts)
 	kept := acquire(t, a, "kept")
 	servers.CutReplicaOff(t)
 	lk := acquire(t, a, "name")
