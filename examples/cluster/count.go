@@ -89,13 +89,17 @@ type difference struct {
 // readBack reads all series, with one pipeline per node at the same time.
 func (c *counting) readBack(ctx context.Context) (difference, error) {
 	var d difference
-	began := time.Now()
 	from, to := c.began.Truncate(time.Hour).Add(-time.Hour), time.Now().Add(time.Minute)
-	answers, err := c.store.RangeMany(ctx, timeseries.Range{From: from, To: to, Step: time.Hour}, c.series...)
+	var answers []timeseries.Series
+	err := eventually(ctx, func() (err error) { // right after a failover the client may still ask the primary that is dead
+		began := time.Now()
+		answers, err = c.store.RangeMany(ctx, timeseries.Range{From: from, To: to, Step: time.Hour}, c.series...)
+		d.took = time.Since(began)
+		return err
+	})
 	if err != nil {
 		return d, fmt.Errorf("read back: %w", err)
 	}
-	d.took = time.Since(began)
 	for i, answer := range answers {
 		var n int64
 		for _, p := range answer.Points {
