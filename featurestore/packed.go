@@ -423,16 +423,6 @@ func (d *decoder) uvarint() (n uint64) {
 }
 
 func (d *decoder) varint() int64 {
-	if len(d.s) >= 2 && d.s[1] < 0x80 { // as most are
-		n := uint64(d.s[0])
-		if n < 0x80 {
-			d.s = d.s[1:]
-		} else {
-			n = n&0x7f | uint64(d.s[1])<<7
-			d.s = d.s[2:]
-		}
-		return int64(n>>1) ^ -int64(n&1)
-	}
 	n := d.uvarint()
 	return int64(n>>1) ^ -int64(n&1)
 }

@@ -156,14 +156,21 @@ func TestReads_WhatIsTooMuchCostsNothing(t *testing.T) {
 	}
 }
 
-// TestLane_CountsEachOfMany counts in few buckets from several goroutines, while batches are taken away to be written.
-func TestLane_CountsEachOfMany(t *testing.T) {
-	t.Parallel()
+// storeWithoutRedis returns a store that has learnt from Redis what it asks for, and gathers.
+func storeWithoutRedis(t *testing.T) *Store {
+	t.Helper()
 	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
 	require.NoError(t, err)
 	s.clock.buckets.Store(chunkBuckets)
 	s.clock.opened.Store(1)
 	s.clock.renew.Store(math.MaxInt64)
+	return s
+}
+
+// TestLane_CountsEachOfMany counts in few buckets from several goroutines, while batches are taken away to be written.
+func TestLane_CountsEachOfMany(t *testing.T) {
+	t.Parallel()
+	s := storeWithoutRedis(t)
 	for i := range s.lanes {
 		s.lanes[i].sending = true // by this test
 	}
@@ -224,11 +231,7 @@ func TestLane_CountsEachOfMany(t *testing.T) {
 // TestLane_KeepsWhatRedisHasNotTaken merges what could not be written into what has come meanwhile.
 func TestLane_KeepsWhatRedisHasNotTaken(t *testing.T) {
 	t.Parallel()
-	s, err := New(fakeClient{}, "a", Options{FlushEvery: time.Hour, Clock: func() time.Time { return time.Unix(1e9, 0) }})
-	require.NoError(t, err)
-	s.clock.buckets.Store(chunkBuckets)
-	s.clock.opened.Store(1)
-	s.clock.renew.Store(math.MaxInt64)
+	s := storeWithoutRedis(t)
 	s.lanes = s.lanes[:1]
 	l := &s.lanes[0]
 	l.sending = true // by this test
