@@ -145,7 +145,7 @@ func TestClassify(t *testing.T) {
 	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{server.Addr()}, DisableCache: true, ForceSingleClient: true, DisableRetry: true})
 	require.NoError(t, err)
 	defer client.Close()
-	limiter, err := ratelimit.NewFixedWindow(client, ratelimit.PerSecond(1), ratelimit.Options{})
+	limiter, err := ratelimit.NewFixedWindow(client, ratelimit.PerSecond(1), ratelimit.Options{Timeout: 10 * time.Second}) // else a busy machine makes it a timeout
 	require.NoError(t, err)
 	for message, class := range map[string]string{
 		"OOM command not allowed when used memory > 'maxmemory'.": "OOM",

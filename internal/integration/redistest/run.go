@@ -31,7 +31,8 @@ const startTimeout = 60 * time.Second
 // Run is the body of TestMain. It finds out where servers come from, runs the tests, stops the shared servers, looks for
 // leaked goroutines, says what could not run, and returns the exit code.
 func Run(m *testing.M) int {
-	if _, err := env(); err != nil {
+	e, err := env()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "redistest:", err)
 		return 1
 	}
@@ -39,6 +40,7 @@ func Run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "redistest:", err)
 		return 1
 	}
+	e.prepareImages()
 	code := m.Run()
 	if code == 0 {
 		code = checkLeaks() // while servers still run: their end would end what a forgotten client does
@@ -57,6 +59,18 @@ func runMoreInParallel() error {
 		return nil
 	}
 	return flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+}
+
+// prepareImages makes the images that there are not yet, if all tests are to run. Made beside tests they would hold up servers, and
+// so fail what is bounded in time. What cannot be made is for the tests to say that need it.
+func (e *environment) prepareImages() {
+	all := flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.list").Value.String() == ""
+	if e.docker == nil || !all {
+		return
+	}
+	for _, kind := range slices.Sorted(maps.Keys(sources)) {
+		_, _ = e.docker.image(kind)
+	}
 }
 
 const packagePath = "github.com/redispatterns/redispatterns/internal/integration/redistest"

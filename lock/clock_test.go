@@ -1,0 +1,387 @@
+package lock
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/stretchr/testify/require"
+)
+
+// clockwork is as much of a Redis as it takes to hold, renew and release leases that nobody else wants, within a bubble of
+// synctest: a real client talks to it, and both have a fake clock, so that hours take no time and moments are exact.
+type clockwork struct {
+	speed float64              // of its clock, by the client's
+	delay func() time.Duration // before a command is executed, and again before its reply is sent
+
+	mu       sync.Mutex
+	conns    []net.Conn
+	began    time.Time
+	leases   map[string]clockworkLease
+	stalled  chan struct{} // closed when it goes on
+	mute     bool          // it executes what it is told and says nothing, nor ever again on that connection
+	renewals []int         // how many locks each script was for
+}
+
+type clockworkLease struct {
+	token string
+	until time.Time // by the client's clock
+}
+
+// startClockwork must be called in a bubble.
+func startClockwork(t *testing.T, speed float64, delay func() time.Duration) (*clockwork, rueidis.Client) {
+	t.Helper()
+	<-time.After(50 * 365 * 24 * time.Hour) // bubbles begin in the year 2000, which is before epoch
+	going := make(chan struct{})
+	close(going)
+	c := &clockwork{speed: speed, delay: delay, began: time.Now(), leases: make(map[string]clockworkLease), stalled: going}
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{"clockwork:6379"}, ForceSingleClient: true, DisableCache: true,
+		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			c.mu.Lock()
+			c.conns = append(c.conns, ours)
+			c.mu.Unlock()
+			go c.serve(ours)
+			return theirs, nil
+		},
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		client.Close()
+		for _, conn := range c.conns {
+			_ = conn.Close() // a client that was dialling when it was closed does not
+		}
+		<-time.After(time.Hour) // for what is on its way: the clock stands still afterwards
+	})
+	return c, client
+}
+
+// stall makes commands wait for what it returns to be called.
+func (c *clockwork) stall() (goOn func()) {
+	stalled := make(chan struct{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stalled = stalled
+	return sync.OnceFunc(func() { close(stalled) })
+}
+
+func (c *clockwork) lease(name string) clockworkLease {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leases["lock:{"+name+"}"]
+}
+
+// serve answers the commands of one connection, one after the other.
+func (c *clockwork) serve(conn net.Conn) {
+	replies := make(chan string, 1000) // the client may write on while a reply is on its way
+	defer close(replies)
+	go func() {
+		defer conn.Close()
+		for reply := range replies {
+			if _, err := io.WriteString(conn, reply); err != nil {
+				_ = conn.Close()
+			}
+		}
+	}()
+	mute := false
+	for in := bufio.NewReader(conn); ; {
+		args, err := readCommand(in)
+		if err != nil {
+			return
+		}
+		<-time.After(c.delay())
+		c.mu.Lock()
+		stalled := c.stalled
+		c.mu.Unlock()
+		<-stalled
+		reply, heard := c.execute(args)
+		<-time.After(c.delay())
+		if mute = mute || !heard; !mute {
+			replies <- reply
+		}
+	}
+}
+
+func readCommand(in *bufio.Reader) ([]string, error) {
+	number := func() (int, error) {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return 0, err
+		}
+		return strconv.Atoi(strings.TrimSpace(line[1:]))
+	}
+	n, err := number()
+	if err != nil {
+		return nil, err
+	}
+	args := make([]string, n)
+	for i := range args {
+		size, err := number()
+		if err != nil {
+			return nil, err
+		}
+		arg := make([]byte, size+len("\r\n"))
+		if _, err := io.ReadFull(in, arg); err != nil {
+			return nil, err
+		}
+		args[i] = string(arg[:size])
+	}
+	return args, nil
+}
+
+// execute returns the reply, and whether it is to be heard.
+func (c *clockwork) execute(args []string) (string, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	reply := "+OK\r\n"
+	switch args[0] {
+	case "HELLO":
+		reply = "%2\r\n$7\r\nversion\r\n$5\r\n8.0.0\r\n$5\r\nproto\r\n:3\r\n"
+	case "EVALSHA":
+		reply = "-NOSCRIPT it knows sources alone\r\n"
+	case "EVAL":
+		keys, _ := strconv.Atoi(args[2])
+		reply = c.run(args[1], args[3:3+keys], args[3+keys:])
+	}
+	return reply, !c.mute
+}
+
+// run does what a script does with locks for which nobody waits.
+func (c *clockwork) run(source string, keys, args []string) string {
+	now := time.Now()
+	micros := c.began.UnixMicro() + int64(float64(now.Sub(c.began).Microseconds())*c.speed)
+	until := func(ttl string) time.Time {
+		ms, _ := strconv.ParseFloat(ttl, 64)
+		return now.Add(time.Duration(ms / c.speed * float64(time.Millisecond)))
+	}
+	free := func(key string) bool { return !c.leases[key].until.After(now) }
+	switch source {
+	case withCommon(acquireSource):
+		if free(keys[0]) {
+			c.leases[keys[0]] = clockworkLease{args[0], until(args[1])}
+			return fmt.Sprintf(":%d\r\n", micros)
+		}
+		if c.leases[keys[0]].token == args[0] { // asked again
+			return fmt.Sprintf("*4\r\n:1\r\n:%d\r\n:%[1]d\r\n:0\r\n", micros)
+		}
+	case withCommon(releaseSource):
+		if free(keys[0]) || c.leases[keys[0]].token != args[0] {
+			return ":0\r\n"
+		}
+		delete(c.leases, keys[0])
+		return ":1\r\n"
+	case renewSource:
+		c.renewals = append(c.renewals, len(keys)/2)
+		reply := fmt.Sprintf("*%d\r\n:%d\r\n", 1+len(keys)/2, micros)
+		for i := 0; i < len(keys); i += 2 {
+			state := renewalLost
+			if lease := c.leases[keys[i]]; !free(keys[i]) && lease.token == args[i] {
+				state = renewalDone
+				if later := until(args[i+1]); later.After(lease.until) {
+					c.leases[keys[i]] = clockworkLease{args[i], later}
+				}
+			}
+			reply += fmt.Sprintf(":%d\r\n", state)
+		}
+		return reply
+	}
+	return "-ERR that is not for clockwork\r\n"
+}
+
+func lockerOf(t *testing.T, client rueidis.Client, opts Options) *Locker {
+	t.Helper()
+	l, err := New(client, opts)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := l.Close(ctx); err != nil { // of a Redis that does not answer
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		}
+	})
+	return l
+}
+
+func lockOf(t *testing.T, l *Locker, name string) *Lock {
+	t.Helper()
+	lk, err := l.TryLock(t.Context(), name)
+	require.NoError(t, err)
+	return lk
+}
+
+func TestRenewal_ManyLocksForAWhile(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return 100 * time.Microsecond })
+		l := lockerOf(t, client, Options{})
+		const many, ttl = 500, defaultTTL
+		locks := make([]*Lock, many)
+		for i := range locks {
+			locks[i] = lockOf(t, l, strconv.Itoa(i))
+		}
+		<-time.After(ttl)
+		c.mu.Lock()
+		c.renewals = nil
+		c.mu.Unlock()
+		const thirds = 10 * time.Minute / (ttl / 3)
+		for range thirds {
+			<-time.After(ttl / 3)
+			for i, lk := range locks {
+				left := time.Until(c.lease(strconv.Itoa(i)).until)
+				if lk.Err() != nil || left < ttl*2/3-10*time.Millisecond || left < time.Until(lk.Deadline()) {
+					t.Fatal(lk.Err(), left, lk.Deadline())
+				}
+			}
+		}
+		c.mu.Lock()
+		scripts, renewed := len(c.renewals), 0
+		for _, n := range c.renewals {
+			require.LessOrEqual(t, n, maxBatch)
+			renewed += n
+		}
+		c.mu.Unlock()
+		require.LessOrEqual(t, scripts, int(thirds*(many/maxBatch+4)), "what is due within a twelfth of the TTL goes together")
+		require.GreaterOrEqual(t, renewed, int(thirds-1)*many)
+		require.LessOrEqual(t, renewed, int(thirds+1)*many*4/3)
+		require.NoError(t, l.Close(t.Context()))
+		require.Empty(t, c.leases)
+	})
+}
+
+// However long replies take, whichever clock is fast, and whether Redis has stopped or only its replies are lost: a holder
+// knows that its lease is over before another could have it, and not long before.
+func TestRenewal_CutOffHoldersKnowFirst(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(150) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 2))
+			ttl := []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Second, time.Minute}[random.IntN(4)]
+			slowest := opTimeout(ttl) / 20
+			var mu sync.Mutex
+			c, client := startClockwork(t, 0.99+0.02*random.Float64(), func() time.Duration {
+				mu.Lock()
+				defer mu.Unlock()
+				return time.Duration(random.Int64N(int64(slowest)))
+			})
+			lk := lockOf(t, lockerOf(t, client, Options{TTL: ttl}), "name")
+			held := lk.Context()
+			mu.Lock()
+			since, mute := time.Duration(random.Int64N(int64(5*ttl))), random.IntN(2) == 0
+			mu.Unlock()
+			<-time.After(since)
+			require.NoError(t, lk.Err(), "seed %d", seed)
+			if mute {
+				c.mu.Lock()
+				c.mute = true
+				c.mu.Unlock()
+			} else {
+				t.Cleanup(c.stall())
+			}
+			cut := time.Now()
+			<-held.Done()
+			require.False(t, time.Now().Before(lk.Deadline()), "seed %d", seed)
+			require.WithinDuration(t, lk.Deadline(), time.Now(), time.Millisecond, "seed %d", seed)
+			require.Greater(t, time.Until(c.lease("name").until), time.Duration(0), "seed %d", seed)
+			require.Greater(t, time.Since(cut), ttl*2/3-guard(ttl)-4*slowest, "seed %d", seed)
+			require.ErrorIs(t, context.Cause(held), ErrLost)
+			require.ErrorIs(t, lk.Err(), ErrLost)
+			require.ErrorIs(t, lk.Unlock(t.Context()), ErrLost)
+		})
+	}
+}
+
+func TestRenewal_OutlastsStalls(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(60) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 3))
+			c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+			const ttl = 6 * time.Second
+			lk := lockOf(t, lockerOf(t, client, Options{TTL: ttl}), "name")
+			for range 20 {
+				<-time.After(ttl/2 + time.Duration(random.Int64N(int64(ttl))))
+				goOn := c.stall()
+				<-time.After(ttl / 3)
+				goOn()
+				<-time.After(ttl/2 + time.Duration(random.Int64N(int64(ttl))))
+				require.NoError(t, lk.Err(), "seed %d", seed)
+				require.NoError(t, lk.Context().Err(), "seed %d", seed)
+			}
+			require.NoError(t, lk.Unlock(t.Context()))
+		})
+	}
+}
+
+func TestRenewal_StopsAtMaxHold(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		lk := lockOf(t, lockerOf(t, client, Options{TTL: time.Second, MaxHold: 10*time.Second + 1}), "name")
+		got := time.Now()
+		<-lk.Context().Done()
+		require.Equal(t, 10*time.Second+1, time.Since(got))
+		require.ErrorIs(t, context.Cause(lk.Context()), ErrLost)
+		require.Len(t, c.renewals, 28, "none after the one that reaches it")
+		<-time.After(100 * time.Millisecond)
+		require.Empty(t, c.leases, "it is left to others at once")
+	})
+}
+
+func TestRenewal_NotWithNoRenewal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		asked := time.Now()
+		lk := lockOf(t, lockerOf(t, client, Options{NoRenewal: true}), "name")
+		<-lk.Context().Done()
+		require.Equal(t, defaultTTL-guard(defaultTTL), time.Since(asked))
+		require.Empty(t, c.renewals)
+	})
+}
+
+func TestRenewal_NoticesThatALockIsGone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		lk := lockOf(t, lockerOf(t, client, Options{}), "name")
+		<-time.After(time.Minute)
+		c.mu.Lock()
+		clear(c.leases)
+		c.mu.Unlock()
+		gone := time.Now()
+		<-lk.Context().Done()
+		require.LessOrEqual(t, time.Since(gone), defaultTTL/3)
+		require.ErrorIs(t, context.Cause(lk.Context()), ErrLost)
+	})
+}
+
+// A Lock that was forgotten is given back when it is garbage, which here it is after a minute.
+func TestRenewal_StopsForGarbage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		lk := lockOf(t, lockerOf(t, client, Options{}), "name")
+		held := lk.Context()
+		<-time.After(time.Minute)
+		runtime.KeepAlive(lk)
+		require.NoError(t, held.Err())
+		runtime.GC()
+		forgotten := time.Now()
+		<-held.Done()
+		require.LessOrEqual(t, time.Since(forgotten), defaultTTL)
+		require.ErrorIs(t, context.Cause(held), ErrLost)
+	})
+}
