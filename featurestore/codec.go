@@ -30,8 +30,10 @@ type codec interface {
 	// decode reads the values of those fields into r: it stores what is set, and sets states, at and found.
 	decode(features []int, values []value, r *row) error
 	// encode returns pairs of fields and values to set, and fields to delete, for the features of these indexes. Packed
-	// takes all of r anyway. They are in r's memory if that is lent.
+	// takes all of r anyway.
 	encode(features []int, r *row) (set, drop []string, err error)
+	// dump returns what encode would set for all features, as DUMP does, or false if Redis would not keep it in a listpack.
+	dump(r *row) (payload string, ok bool, err error)
 	// all returns all fields that any row of the view has.
 	all() []string
 	// timeField is where put.lua finds the row's time.
@@ -47,30 +49,12 @@ type row struct {
 	states  []State        // of all features of T; decode sets those of the features asked for
 	marks   string         // of Patch: schemas that other features are of, each with a + before it
 	nulls   string         // and which of those are null, with commas
-	lent    bool           // what is read, and what is encoded, is in memory that is used again
+	lent    bool           // what is read is in memory that is used again
 	buf     []byte         // such memory
 	pack    []byte         // likewise
 	numbers []byte         // likewise
 	ends    []int          // likewise
-	set     []string       // likewise
 	values  []value        // likewise
-}
-
-// pairs returns a slice for n strings.
-func (r *row) pairs(n int) []string {
-	if !r.lent {
-		return make([]string, 0, n)
-	}
-	r.set = slices.Grow(r.set[:0], n)
-	return r.set
-}
-
-// text returns what is in r.buf.
-func (r *row) text() string {
-	if r.lent {
-		return unsafe.String(unsafe.SliceData(r.buf), len(r.buf))
-	}
-	return string(r.buf)
 }
 
 // value is what a hash has in one field.
@@ -84,6 +68,7 @@ type schema struct {
 	view        string
 	features    []feature
 	fingerprint uint32
+	mark        string // the fingerprint's text
 }
 
 // ErrCorrupt means that a row cannot be read: a value is not of its feature's type, or is cut off, or the key is of another

@@ -9,13 +9,13 @@ import (
 	"unsafe"
 )
 
-// dumpTables are of the CRC that Redis has at the end of what RESTORE takes, the one of Jones, for eight bytes at a time: hash/crc64
+// dumpTables are of the CRC that Redis has at the end of what RESTORE takes, the one of Jones, for 16 bytes at a time: hash/crc64
 // has such tables for its own polynomials alone.
-var dumpTables = sync.OnceValue(func() *[8][256]uint64 {
-	var tables [8][256]uint64
+var dumpTables = sync.OnceValue(func() *[16][256]uint64 {
+	var tables [16][256]uint64
 	tables[0] = *crc64.MakeTable(0x95ac9329ac4bc9b5)
 	for i := range 256 {
-		for n := 1; n < 8; n++ {
+		for n := 1; n < 16; n++ {
 			before := tables[n-1][i]
 			tables[n][i] = tables[0][byte(before)] ^ before>>8
 		}
@@ -23,11 +23,15 @@ var dumpTables = sync.OnceValue(func() *[8][256]uint64 {
 	return &tables
 })
 
-func dumpCRC(t *[8][256]uint64, b []byte) (crc uint64) {
-	for ; len(b) >= 8; b = b[8:] {
+func dumpCRC(t *[16][256]uint64, b []byte) (crc uint64) {
+	for ; len(b) >= 16; b = b[16:] {
 		crc ^= binary.LittleEndian.Uint64(b)
-		crc = t[7][byte(crc)] ^ t[6][byte(crc>>8)] ^ t[5][byte(crc>>16)] ^ t[4][byte(crc>>24)] ^
-			t[3][byte(crc>>32)] ^ t[2][byte(crc>>40)] ^ t[1][byte(crc>>48)] ^ t[0][crc>>56]
+		next := binary.LittleEndian.Uint64(b[8:])
+		// In pairs, so that look-ups need not wait for each other; and those of next wait for none.
+		ahead := ((t[7][byte(next)] ^ t[6][byte(next>>8)]) ^ (t[5][byte(next>>16)] ^ t[4][byte(next>>24)])) ^
+			((t[3][byte(next>>32)] ^ t[2][byte(next>>40)]) ^ (t[1][byte(next>>48)] ^ t[0][next>>56]))
+		crc = ahead ^ (((t[15][byte(crc)] ^ t[14][byte(crc>>8)]) ^ (t[13][byte(crc>>16)] ^ t[12][byte(crc>>24)])) ^
+			((t[11][byte(crc>>32)] ^ t[10][byte(crc>>40)]) ^ (t[9][byte(crc>>48)] ^ t[8][crc>>56])))
 	}
 	for _, c := range b {
 		crc = t[0][byte(crc)^c] ^ crc>>8
@@ -43,36 +47,62 @@ const (
 	maxPairs    = 128
 )
 
-// dump returns a hash as DUMP does, or false if Redis would not keep it in a listpack. HSET looks for each field before it adds it, which
-// takes most of the time that a wide row does; RESTORE does not. In a listpack each entry has its length before it and what that
-// makes after it.
-func dump(pairs []string) (payload string, ok bool) {
-	if len(pairs) > 2*maxPairs {
+// dumping makes of a hash what DUMP does. HSET looks for each field before it adds it, which takes most of the time that a wide row does;
+// RESTORE does not. In a listpack each entry has its length before it and what that makes after it.
+type dumping struct {
+	b       []byte
+	entries int
+	refused bool // whether Redis would not keep the hash in a listpack
+}
+
+// startDump writes into b.
+func startDump(b []byte) dumping {
+	return dumping{b: append(b[:0], make([]byte, dumpHead)...)}
+}
+
+// add appends a name or a value.
+func (d *dumping) add(s string) {
+	from := d.open()
+	d.b = append(d.b, s...)
+	d.close(from)
+}
+
+// open begins an entry, which is to be appended to d.b, for close to end.
+func (d *dumping) open() (from int) {
+	d.b = append(d.b, 0)
+	return len(d.b)
+}
+
+func (d *dumping) close(from int) {
+	d.entries++
+	switch size := len(d.b) - from; {
+	case size < maxDumped:
+		d.b[from-1] = 0x80 | byte(size)
+		d.b = append(d.b, byte(size+1))
+	case size == maxDumped:
+		d.b = slices.Insert(d.b, from, maxDumped)
+		d.b[from-1] = 0xe0
+		d.b = append(d.b, maxDumped+2)
+	default:
+		d.refused = true
+	}
+}
+
+// end returns the payload, or false if Redis would not keep the hash in a listpack.
+func (d *dumping) end() (payload string, ok bool) {
+	if d.refused || d.entries > 2*maxPairs {
 		return "", false
 	}
-	size := 4 + 2 + 1
-	for _, s := range pairs {
-		if len(s) > maxDumped {
-			return "", false
-		}
-		size += 1 + len(s) + 1 + len(s)/maxDumped
-	}
-	b := make([]byte, 0, 1+5+size+2+8)
-	b = append(b, dumpHash, 0x80) // a length of four bytes
-	b = binary.BigEndian.AppendUint32(b, uint32(size))
-	b = binary.LittleEndian.AppendUint32(b, uint32(size))
-	b = binary.LittleEndian.AppendUint16(b, uint16(len(pairs)))
-	for _, s := range pairs {
-		if len(s) < maxDumped {
-			b = append(append(append(b, 0x80|byte(len(s))), s...), byte(len(s)+1))
-		} else {
-			b = append(append(append(b, 0xe0, maxDumped), s...), maxDumped+2)
-		}
-	}
-	b = append(b, 0xff)
-	b = binary.LittleEndian.AppendUint16(b, dumpVersion)
-	b = binary.LittleEndian.AppendUint64(b, dumpCRC(dumpTables(), b))
-	return unsafe.String(unsafe.SliceData(b), len(b)), true // nobody writes to b any more
+	d.b = append(d.b, 0xff)
+	const pack = dumpHead - 6
+	size := uint32(len(d.b) - pack)
+	d.b[0], d.b[1] = dumpHash, 0x80 // a length of four bytes
+	binary.BigEndian.PutUint32(d.b[2:], size)
+	binary.LittleEndian.PutUint32(d.b[pack:], size)
+	binary.LittleEndian.PutUint16(d.b[pack+4:], uint16(d.entries))
+	d.b = binary.LittleEndian.AppendUint16(d.b, dumpVersion)
+	d.b = binary.LittleEndian.AppendUint64(d.b, dumpCRC(dumpTables(), d.b))
+	return string(d.b), true
 }
 
 // undump returns in r.values what a payload of DUMP, of a hash that Redis keeps in a listpack, has in the fields of a plan. It

@@ -34,6 +34,14 @@ func TestDump_IsWhatRedisMakes(t *testing.T) {
 }
 
 // undump reads a payload as Redis' rdb.c and listpack.c do, bit by bit and byte by byte.
+func dump(pairs []string) (payload string, ok bool) {
+	d := startDump(nil)
+	for _, s := range pairs {
+		d.add(s)
+	}
+	return d.end()
+}
+
 func undump(t *testing.T, payload string) (entries []string) {
 	t.Helper()
 	b := []byte(payload)

@@ -42,7 +42,7 @@ func (c *fieldsCodec) decode(features []int, values []value, r *row) error {
 		var mark string
 		stamp, mark, _ = strings.Cut(stamp, " ")
 		mark, nulls, _ = strings.Cut(mark, " ")
-		own = mark == "" || mark == markOf(c.fingerprint)
+		own = mark == "" || mark == c.mark
 		at, err := strconv.ParseInt(stamp, 10, 64)
 		if err != nil || at < 0 || at > maxMicros {
 			return ErrCorrupt
@@ -110,7 +110,7 @@ func (c *fieldsCodec) others(stamp string) (marks, nulls string) {
 	_, stamp, _ = strings.Cut(stamp, " ")
 	list, names, _ := strings.Cut(stamp, " ")
 	for mark := range strings.SplitSeq(list, "+") {
-		if mark != "" && mark != markOf(c.fingerprint) {
+		if mark != "" && mark != c.mark {
 			marks += "+" + mark
 		}
 	}
@@ -127,18 +127,8 @@ func markOf(fingerprint uint32) string {
 }
 
 func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err error) {
-	set = r.pairs(2*len(features) + 2)
+	set = make([]string, 0, 2*len(features)+2)
 	buf, ends := r.buf[:0], r.ends[:0]
-	var nulls []byte
-	for i := range c.features {
-		f := &c.features[i]
-		if r.states[i] == Null {
-			if nulls != nil {
-				nulls = append(nulls, ',')
-			}
-			nulls = append(nulls, f.name...)
-		}
-	}
 	for _, i := range features {
 		f := &c.features[i]
 		if r.states[i] != Set {
@@ -151,25 +141,55 @@ func (c *fieldsCodec) encode(features []int, r *row) (set, drop []string, err er
 		ends = append(ends, len(buf))
 		set = append(set, f.name, "")
 	}
-	buf = append(strconv.AppendInt(buf, r.at, 10), ' ')
-	buf = append(append(buf, markOf(c.fingerprint)...), r.marks...)
-	if r.nulls != "" {
-		if nulls != nil {
-			nulls = append(nulls, ',')
-		}
-		nulls = append(nulls, r.nulls...)
-	}
-	if nulls != nil {
-		buf = append(append(buf, ' '), nulls...)
-	}
+	buf = c.appendStamp(buf, r)
 	set = append(set, c.timeField(), "")
 	ends = append(ends, len(buf))
 	r.buf, r.ends = buf, ends
-	all, from := r.text(), 0 // one string for all values
+	all, from := string(buf), 0 // one string for all values
 	for i, end := range ends {
 		set[2*i+1], from = all[from:end], end
 	}
 	return set, drop, nil
+}
+
+func (c *fieldsCodec) dump(r *row) (payload string, ok bool, err error) {
+	d := startDump(r.buf)
+	for i := range c.features {
+		f := &c.features[i]
+		if r.states[i] != Set {
+			continue
+		}
+		d.add(f.name)
+		from := d.open()
+		if d.b, err = f.appendText(d.b, r); err != nil {
+			return "", false, f.invalid()
+		}
+		d.close(from)
+	}
+	d.add(c.timeField())
+	from := d.open()
+	d.b = c.appendStamp(d.b, r)
+	d.close(from)
+	payload, ok = d.end()
+	r.buf = d.b
+	return payload, ok, nil
+}
+
+// appendStamp appends what the time field has.
+func (c *fieldsCodec) appendStamp(dst []byte, r *row) []byte {
+	dst = append(strconv.AppendInt(dst, r.at, 10), ' ')
+	dst = append(append(dst, c.mark...), r.marks...)
+	separator := byte(' ')
+	for i := range c.features {
+		if r.states[i] == Null {
+			dst = append(append(dst, separator), c.features[i].name...)
+			separator = ','
+		}
+	}
+	if r.nulls != "" {
+		dst = append(append(dst, separator), r.nulls...)
+	}
+	return dst
 }
 
 var errText = errors.New("not of the feature's type")

@@ -100,6 +100,44 @@ func (c *packedCodec) fields([]int) []string { return c.names }
 func (c *packedCodec) all() []string         { return slices.Clone(c.every) }
 
 func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
+	rest := string(c.pack(r))
+	for i, name := range c.every {
+		n := c.chunk(i, len(rest))
+		if n == 0 {
+			drop = append(drop, name)
+			continue
+		}
+		set, rest = append(set, name, rest[:n]), rest[n:]
+	}
+	return set, drop, nil
+}
+
+func (c *packedCodec) dump(r *row) (payload string, ok bool, err error) {
+	rest := c.pack(r)
+	d := startDump(r.pack)
+	for i := 0; len(rest) > 0; i++ {
+		n := c.chunk(i, len(rest))
+		d.add(c.every[i])
+		from := d.open()
+		d.b = append(d.b, rest[:n]...)
+		d.close(from)
+		rest = rest[n:]
+	}
+	payload, ok = d.end()
+	r.pack = d.b
+	return payload, ok, nil
+}
+
+// chunk returns how many bytes of those that are left are in one chunk.
+func (c *packedCodec) chunk(i, left int) int {
+	if i == len(c.names)-1 {
+		return left
+	}
+	return min(left, chunkSize)
+}
+
+// pack returns a row in r's memory.
+func (c *packedCodec) pack(r *row) []byte {
 	head := c.fingerprint&packedPrint | packedAll
 	last := -1 // the last text
 	for i := range c.features {
@@ -163,19 +201,7 @@ func (c *packedCodec) encode(_ []int, r *row) (set, drop []string, err error) {
 		packed = binary.AppendUvarint(packed, uint64(len(body)))
 	}
 	r.pack, r.buf = body, append(packed, body...)
-	rest, names := r.text(), c.every
-	set = r.pairs(2 * len(c.names))
-	for i, name := range names {
-		switch {
-		case rest == "":
-			drop = append(drop, name)
-		case i == len(c.names)-1 || len(rest) <= chunkSize:
-			set, rest = append(set, name, rest), ""
-		default:
-			set, rest = append(set, name, rest[:chunkSize]), rest[chunkSize:]
-		}
-	}
-	return set, drop, nil
+	return r.buf
 }
 
 func (f *feature) appendPacked(dst []byte, p unsafe.Pointer) []byte {

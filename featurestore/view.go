@@ -224,8 +224,9 @@ func newView(client rueidis.Client, name string, opts Options, keyType, rowType 
 	if err != nil {
 		return nil, err
 	}
+	hash := fingerprint(features)
 	v := &view{
-		client: client, opts: opts, name: name, schema: schema{name, features, fingerprint(features)}, keys: k, control: k.control(),
+		client: client, opts: opts, name: name, schema: schema{name, features, hash, markOf(hash)}, keys: k, control: k.control(),
 		deadline: deadline.New(opts.OpTimeout), began: time.Now(),
 	}
 	switch opts.Codec {

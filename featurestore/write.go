@@ -121,15 +121,10 @@ func (v *view) encode(p unsafe.Pointer, at time.Time, dumped bool) (e encoded, e
 		}
 	}
 	e.at = r.at
-	if r.lent = dumped; dumped {
-		set, _, err := v.codec.encode(v.everyone, r)
-		if err != nil {
+	if dumped {
+		if e.payload, dumped, err = v.codec.dump(r); dumped || err != nil {
 			return e, err
 		}
-		if e.payload, dumped = dump(set); dumped {
-			return e, nil
-		}
-		r.lent = false
 	}
 	e.set, e.drop, err = v.codec.encode(v.everyone, r)
 	return e, err
@@ -204,7 +199,7 @@ func (v *view) call(key string, known *knownSchemas, e *encoded) script.Call {
 	}
 	args := make([]string, 0, 10+len(e.expected)+len(e.set)+len(e.drop)+len(fields)+len(others))
 	args = append(args, v.opts.Codec.String(), v.codec.timeField(), strconv.FormatInt(e.at, 10), strconv.FormatInt(v.ttl(), 10),
-		flag(!e.unchecked), markOf(v.schema.fingerprint), flag(e.anySchema), strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2),
+		flag(!e.unchecked), v.schema.mark, flag(e.anySchema), strconv.Itoa(len(e.expected)/2), strconv.Itoa(len(e.set)/2),
 		strconv.Itoa(len(e.drop)+len(fields)))
 	args = append(append(append(append(append(args, e.expected...), e.set...), e.drop...), fields...), others...)
 	return putScript.Call([]string{key}, args...)
@@ -289,7 +284,7 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	defer cancel()
 	sent := time.Now()
 	replies := v.client.DoMulti(bounded,
-		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+markOf(v.schema.fingerprint), strings.Join(names, " ")).Build(),
+		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+v.schema.mark, strings.Join(names, " ")).Build(),
 		b.Hgetall().Key(v.control).Build())
 	if err := replies[0].Error(); err != nil {
 		return "", nil, err
@@ -301,7 +296,7 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	known = &knownSchemas{}
 	for name, list := range control {
 		mark, ok := strings.CutPrefix(name, schemaField)
-		if !ok || mark == markOf(v.schema.fingerprint) {
+		if !ok || mark == v.schema.mark {
 			continue
 		}
 		missing := retired(names, list)
