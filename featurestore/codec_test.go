@@ -2,6 +2,7 @@ package featurestore
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"reflect"
@@ -422,6 +423,41 @@ func TestFields_RetypedIsTheSameOrAnError(t *testing.T) {
 	value, _, err := readFrom(t, h, &number.Projection)
 	require.NoError(t, err)
 	require.Equal(t, int64(3), value.X)
+
+	// Nor is a number that a float cannot hold rounded.
+	type narrow struct {
+		X float32 `feature:"x"`
+	}
+	type narrows struct {
+		X []float32 `feature:"x"`
+	}
+	wide, float := testView[floats](t, Fields, "view"), testView[narrow](t, Fields, "view")
+	for n, ok := range map[int64]bool{0: true, -1: true, 1_000_000: true, 1<<53 + 1: false, math.MaxInt64: false, math.MinInt64: true} {
+		h := hash{}
+		writeTo(t, h, number, ints{n}, 1)
+		value, _, err := readFrom(t, h, &wide.Projection)
+		if !ok {
+			require.ErrorIs(t, err, ErrSkew, n)
+			continue
+		}
+		require.NoError(t, err, n)
+		require.InDelta(t, float64(n), value.X, 0)
+	}
+	for x, ok := range map[float64]bool{0.5: true, 0.1: true, math.Inf(-1): true, 1e20: true, 0.12345678901234567: false, 1e300: false} {
+		h, vector := hash{}, hash{}
+		writeTo(t, h, wide, floats{x}, 1)
+		writeTo(t, vector, testView[vectors](t, Fields, "view"), vectors{[]float64{1, x}}, 1)
+		value, _, err := readFrom(t, h, &float.Projection)
+		several, _, errs := readFrom(t, vector, &testView[narrows](t, Fields, "view").Projection)
+		if !ok {
+			require.ErrorIs(t, err, ErrSkew, x)
+			require.ErrorIs(t, errs, ErrSkew, x)
+			continue
+		}
+		require.NoError(t, errors.Join(err, errs), x)
+		require.InDelta(t, float32(x), value.X, 0)
+		require.InDelta(t, float32(x), several.X[1], 0)
+	}
 }
 
 func FuzzPacked_NoPanic(f *testing.F) {

@@ -79,12 +79,13 @@
 // microseconds, and after a space the schema's fingerprint (after Patch, with a + those of other schemas in the row) and after another
 // one the names of features that are null. Others who write
 // need not write _ts: such a row has no event time, and is not fresh where that matters. Views that share a
-// hash must not have features of the same name. Packed has the fields view, view:1 and so on. Feast's are described in package feast.
+// hash must not have features of the same name; when one moves to another view, have each row written by its old view, without it, before the
+// new one writes it there. Packed has the fields view, view:1 and so on. Feast's are described in package feast.
 //
 // # What it needs
 //
 // Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. Reads are sent to primaries unless the
-// client sends them elsewhere.
+// client sends them elsewhere: then what is promised of versions, and that what is Missing is, holds up to the lag of the replicas.
 //
 // # What it is not for
 //

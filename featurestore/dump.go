@@ -131,7 +131,7 @@ func (p *plan) undump(payload string, r *row) bool {
 		next++
 	}
 	r.numbers = l.numbers
-	return !l.bad && others <= dumpOthers
+	return !l.bad && len(l.rest) == 1 && others <= dumpOthers
 }
 
 // unpack returns the listpack in a payload, in r's memory if it is compressed.
@@ -204,6 +204,21 @@ func inflate(dst []byte, s string, n int) ([]byte, bool) {
 	return dst, len(dst) == n
 }
 
+// wayBack is how many bytes follow an entry of so many, to find its beginning from its end: lpEncodeBacklen in Redis' listpack.c.
+func wayBack(size int) int {
+	switch {
+	case size <= 1<<7-1:
+		return 1
+	case size < 1<<14-1:
+		return 2
+	case size < 1<<21-1:
+		return 3
+	case size < 1<<28-1:
+		return 4
+	}
+	return 5
+}
+
 // listpack reads what is in one. What it returns once bad is set means nothing.
 type listpack struct {
 	rest    string // at least one byte: the end
@@ -232,10 +247,7 @@ func (l *listpack) next() string {
 			n = n<<8 | int64(s[i])
 		}
 	}
-	next := size + 1
-	for way := size >> 7; way > 0; way >>= 7 { // back, which takes seven bits a byte
-		next++
-	}
+	next := size + wayBack(size)
 	if size == 0 || next >= len(s) {
 		l.rest, l.bad = "\xff", true
 		return ""

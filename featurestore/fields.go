@@ -74,8 +74,10 @@ func (c *fieldsCodec) decode(features []int, values []value, r *row) error {
 		var d datum
 		var err error
 		if f.class == classVector {
-			err = f.parseVector(r, v.text)
-		} else if d, err = f.parseText(v.text); err == nil {
+			err = f.parseVector(r, v.text, own)
+		} else if d, err = f.parseText(v.text); err == nil && f.class == classFloat && !own && !f.exact(v.text, d.float()) {
+			err = errText
+		} else if err == nil {
 			if r.lent && f.class == classText && !f.bytes {
 				begin := len(texts)
 				texts = append(texts, d.text...)
@@ -105,21 +107,26 @@ func hasName(list, name string) bool {
 	return false
 }
 
-// others returns what a stamp says of other schemas' features.
-func (c *fieldsCodec) others(stamp string) (marks, nulls string) {
+// keep makes r's stamp say what the one of the row that is there says of all that is not written over.
+func (c *fieldsCodec) keep(stamp string, r *row) {
 	_, stamp, _ = strings.Cut(stamp, " ")
 	list, names, _ := strings.Cut(stamp, " ")
 	for mark := range strings.SplitSeq(list, "+") {
 		if mark != "" && mark != c.mark {
-			marks += "+" + mark
+			r.marks += "+" + mark
 		}
+	}
+	for i := range c.features {
+		r.states[i] = Absent
 	}
 	for name := range strings.SplitSeq(names, ",") {
-		if name != "" && !slices.ContainsFunc(c.features, func(f feature) bool { return f.name == name }) {
-			nulls += "," + name
+		switch i := slices.IndexFunc(c.features, func(f feature) bool { return f.name == name }); {
+		case i >= 0:
+			r.states[i] = Null
+		case name != "":
+			r.nulls = strings.TrimPrefix(r.nulls+","+name, ",")
 		}
 	}
-	return marks, strings.TrimPrefix(nulls, ",")
 }
 
 func markOf(fingerprint uint32) string {
@@ -272,8 +279,23 @@ func (f *feature) appendText(dst []byte, r *row) ([]byte, error) {
 	return append(dst, d.text...), nil
 }
 
+// exact reports whether v is the number that was written as s, for a feature of another type, and not only near it.
+func (f *feature) exact(s string, v float64) bool {
+	bits := 64
+	if f.narrow {
+		bits = 32
+	}
+	if i, err := strconv.ParseInt(s, 10, 64); err == nil {
+		return -1<<63 <= v && v < 1<<63 && int64(v) == i
+	}
+	if u, err := strconv.ParseUint(s, 10, 64); err == nil {
+		return v < 1<<64 && uint64(v) == u
+	}
+	return strconv.FormatFloat(v, 'g', -1, bits) == s
+}
+
 // parseVector reads "[1,2.5]".
-func (f *feature) parseVector(r *row, s string) error {
+func (f *feature) parseVector(r *row, s string, own bool) error {
 	s, begins := strings.CutPrefix(s, "[")
 	s, ends := strings.CutSuffix(s, "]")
 	if !begins || !ends {
@@ -294,8 +316,9 @@ func (f *feature) parseVector(r *row, s string) error {
 	for i := range n {
 		var number string
 		number, s, _ = strings.Cut(s, ",")
-		v, err := strconv.ParseFloat(strings.TrimSpace(number), bits)
-		if err != nil || !setElement(a, b, i, v) {
+		number = strings.TrimSpace(number)
+		v, err := strconv.ParseFloat(number, bits)
+		if err != nil || !setElement(a, b, i, v) || !own && !f.exact(number, v) {
 			return errText
 		}
 	}

@@ -46,6 +46,6 @@ type ReadInfo struct {
 type WriteInfo struct {
 	View                          string
 	Applied, Older, Same, Invalid int
-	Took                          time.Duration
+	Took                          time.Duration // of the batch, if it was a Load's: without what it waited for rows
 	Err                           error
 }

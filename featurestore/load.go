@@ -69,7 +69,9 @@ func (v *View[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o Lo
 func load[K comparable, T any](ctx context.Context, v *view, version *string, rows iter.Seq2[K, Event[T]], o LoadOptions) (LoadStats, error) {
 	l := loader[K]{v: v, version: version, opts: o, began: time.Now()}
 	err := l.start(ctx)
-	if err == nil {
+	if err != nil {
+		l.stats.Done = max(0, o.Skip) // as it was
+	} else {
 		ok, own := true, version != nil || v.keys.own("")
 		for k, e := range rows {
 			if l.seen++; l.seen <= o.Skip {
@@ -106,10 +108,11 @@ type loader[K comparable] struct {
 	began    time.Time
 	stats    LoadStats
 	seen     int64         // rows that the iterator gave
-	sent     int64         // and that were sent
+	next     time.Time     // when the next batch may go, for RowsPerSecond
 	rows     []loadRow[K]  // the batch that is gathered
 	flying   []loadRow[K]  // and the one that is on its way
 	landed   chan struct{} // closed when that has arrived
+	took     time.Duration // how long it was on its way
 	plainly  bool          // whether rows are written without RESTORE
 	restores bool          // whether that was seen to work, or is about to be
 	failed   error
@@ -160,11 +163,14 @@ var errNotLoading = fmt.Errorf("%w is not loading", ErrVersion)
 func (l *loader[K]) flush(ctx context.Context) bool {
 	l.land(ctx)
 	if l.failed == nil && l.opts.RowsPerSecond > 0 {
-		due := l.began.Add(time.Duration(float64(l.sent) / float64(l.opts.RowsPerSecond) * float64(time.Second)))
 		select {
-		case <-time.After(time.Until(due)):
+		case <-time.After(time.Until(l.next)):
 		case <-ctx.Done():
 		}
+		if now := time.Now(); l.next.Before(now) { // what was late is not made up for
+			l.next = now
+		}
+		l.next = l.next.Add(time.Duration(float64(len(l.rows)) / float64(l.opts.RowsPerSecond) * float64(time.Second)))
 	}
 	if l.failed == nil {
 		l.failed = ctx.Err()
@@ -172,12 +178,13 @@ func (l *loader[K]) flush(ctx context.Context) bool {
 	if l.failed != nil {
 		return false
 	}
-	l.sent += int64(len(l.rows))
 	l.rows, l.flying = l.flying[:0], l.rows
 	l.landed = make(chan struct{})
 	go func() {
 		defer close(l.landed)
+		sent := time.Now()
 		l.failed = l.send(ctx)
+		l.took = time.Since(sent)
 	}()
 	return true
 }
@@ -189,7 +196,7 @@ func (l *loader[K]) land(ctx context.Context) {
 	}
 	<-l.landed
 	l.landed = nil
-	info := WriteInfo{View: l.v.name, Took: time.Since(l.began), Err: l.failed}
+	info := WriteInfo{View: l.v.name, Took: l.took, Err: l.failed}
 	if l.failed == nil {
 		for i := range l.flying {
 			row := &l.flying[i]
@@ -237,11 +244,15 @@ func (l *loader[K]) send(ctx context.Context) error {
 		if err != nil || left == 0 && !moved {
 			return err
 		}
+		again := map[K]bool{} // entities with rows that are sent again: so are those that came after, to stay after
 		for i := range l.flying {
 			row := &l.flying[i]
 			row.row.anySchema = anew && row.code == codeUnknown // still unknown: see put
-			if moved {
+			if moved || again[row.key] {
 				row.code = codeUnknown
+			}
+			if row.err == nil && row.code == codeUnknown {
+				again[row.key] = true
 			}
 		}
 		anew = left > 0
@@ -320,11 +331,10 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 	if v.opts.Codec == Feast {
 		return false, left, nil
 	}
-	live, state, err := liveReply(replies[len(rows)])
+	live, state, err := v.liveAfter(ctx, replies[len(rows)], sent)
 	if err != nil {
 		return false, 0, err
 	}
-	v.setLive(ctx, live, sent)
 	if l.version != nil && state != loading {
 		return false, 0, errNotLoading
 	}

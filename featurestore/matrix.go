@@ -30,7 +30,8 @@ func (p *Projection[K, T]) Columns() []string {
 }
 
 // Matrix reads rows of numbers: those of the i-th key are at i*len(Columns()). Bools are 0 and 1; what is neither set nor has a
-// default is missing, which may be NaN. dst is where the numbers go, from its beginning, if it is large enough. Texts, times and
+// default is missing, which may be NaN. All are rounded to float32, in which integers above 2^24 may change and floats
+// above 3.4e38 are infinite. dst is where the numbers go, from its beginning, if it is large enough. Texts, times and
 // slices cannot be in a matrix: Select the others.
 //
 // Round trips and errors are those of GetMany. A row that is Broken is all missing, or defaults.

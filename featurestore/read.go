@@ -58,7 +58,7 @@ func newProjection[K comparable, T any](v *view, plan plan, pinned *string) *Pro
 	return p
 }
 
-// Select returns a projection that reads the named features alone, however often. Other fields of its rows are zero. With codec
+// Select returns a projection that reads the named features alone, however often: make it once and keep it. Other fields of its rows are zero. With codec
 // Packed it reads as many bytes as a read of all features.
 func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	var features []int
@@ -74,7 +74,7 @@ func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	return newProjection[K, T](p.v, p.v.plan(features), p.pinned), nil
 }
 
-// Pin returns a projection that reads one version, whichever is live: "" is rows outside versions.
+// Pin returns a projection that reads one version, whichever is live: "" is rows outside versions. Make it once and keep it.
 func (p *Projection[K, T]) Pin(version string) *Projection[K, T] {
 	return newProjection[K, T](p.v, p.plan, &version)
 }

@@ -77,8 +77,8 @@ func (v *view) confirm(ctx context.Context, version string, sent time.Time, chec
 		}
 		return true, err, nil
 	}
-	live := v.live.Load()
-	return live.version == version && time.Since(v.began)-live.at <= trusted, nil, nil
+	live := v.live.Load() // nil if DeleteAll has come in between
+	return live != nil && live.version == version && time.Since(v.began)-live.at <= trusted, nil, nil
 }
 
 // setLive remembers what was live at a time, unless something later is known.
@@ -90,11 +90,15 @@ func (v *view) setLive(ctx context.Context, version string, at time.Time) {
 			return
 		}
 		if v.live.CompareAndSwap(last, next) {
-			if last != nil && last.version != version && v.opts.Hooks.Switch != nil {
-				v.opts.Hooks.Switch(ctx, v.name, last.version, version)
-			}
+			v.switched(ctx, last, version)
 			return
 		}
+	}
+}
+
+func (v *view) switched(ctx context.Context, last *liveVersion, version string) {
+	if last != nil && last.version != version && v.opts.Hooks.Switch != nil {
+		v.opts.Hooks.Switch(ctx, v.name, last.version, version)
 	}
 }
 
@@ -201,6 +205,7 @@ func (v *view) switchTo(ctx context.Context, version, state string, base *string
 	}
 	bounded, cancel := v.bound(ctx)
 	defer cancel()
+	sent := time.Now()
 	switch code, err := script.Do(bounded, v.client, switchScript.Call([]string{v.control}, args...)).AsInt64(); {
 	case err != nil:
 		return err
@@ -209,7 +214,8 @@ func (v *view) switchTo(ctx context.Context, version, state string, base *string
 	case code < 0:
 		return ErrConflict
 	}
-	v.setLive(ctx, version, time.Now()) // after the reply: what others asked before is older
+	// What others asked meanwhile may be older. But the reply may be late, and by now another version live: it is as old as the command.
+	v.switched(ctx, v.live.Swap(&liveVersion{version, sent.Sub(v.began)}), version)
 	return nil
 }
 

@@ -127,7 +127,7 @@ func (v *View[K, T]) allOf(ctx context.Context, version string, yield func(K, Ro
 }
 
 // Delete deletes rows of the version that is live, and returns how many there were. Other views' rows of the same entities stay. A Put
-// that comes later writes again, whatever its event time. One round trip; of a Cluster, one to each node.
+// that comes later writes again, whatever its event time. Two round trips; of a Cluster, the second one to each node.
 func (v *View[K, T]) Delete(ctx context.Context, ks ...K) (int, error) {
 	n, err := v.delete(ctx, ks)
 	if err != nil {
@@ -213,7 +213,8 @@ func (v *view) deleteAll(ctx context.Context) (int, error) {
 	return n, err
 }
 
-// deleteRows deletes all rows of a version. Keys that only look like the view's are left alone.
+// deleteRows deletes all rows of a version, and returns how many there were outside versions. Keys that only look like the view's are left
+// alone.
 func (v *view) deleteRows(ctx context.Context, version string) (n int, err error) {
 	_, known, err := v.target(ctx, true)
 	if err != nil {
@@ -226,11 +227,30 @@ func (v *view) deleteRows(ctx context.Context, version string) (n int, err error
 				own = append(own, key)
 			}
 		}
-		deleted, err := v.deleteKeys(ctx, own, known, v.keys.template && version == "")
+		if version != "" {
+			return v.unlink(ctx, own)
+		}
+		deleted, err := v.deleteKeys(ctx, own, known, v.keys.template)
 		n += deleted
 		return err
 	})
 	return n, err
+}
+
+// unlink deletes hashes that have one row each.
+func (v *view) unlink(ctx context.Context, keys []string) error {
+	commands := make([]rueidis.Completed, len(keys))
+	for i, key := range keys {
+		commands[i] = v.client.B().Unlink().Key(key).Build()
+	}
+	bounded, cancel := v.bound(ctx)
+	defer cancel()
+	for _, reply := range v.client.DoMulti(bounded, commands...) {
+		if err := reply.Error(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func isWrongType(err error) bool {

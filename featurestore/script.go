@@ -28,7 +28,7 @@ var (
 	putScript    = script.NewRetryable(putSource)
 	loadScript   = script.NewRetryable(loadSource)
 	deleteScript = script.NewRetryable(deleteSource)
-	liveScript   = script.NewRetryable(liveSource)
+	liveScript   = script.NewRetryable(liveSource).Last()
 	beginScript  = script.NewRetryable(beginSource)
 	switchScript = script.NewRetryable(switchSource)
 	dropScript   = script.NewRetryable(dropSource)

@@ -33,7 +33,8 @@ func (o Outcome) String() string { return [...]string{"none", "applied", "older"
 
 // Put writes a whole row, unless a later one is there: features that are absent, null, or no longer in the schema leave nothing behind.
 // at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
-// written to the version that is live, if one is; if another one becomes so meanwhile, to both.
+// written to the version that is live, if one is; if another one becomes so meanwhile, to both. (Of a Cluster it may be the old one alone, if the
+// switch and the Put were under way in the same 20ms.)
 //
 // One round trip, and one more before the first of a process and the first after a second without one. When its reply is lost, Put may be sent again, which does no harm: it
 // then may return Same, or Older if another row came in between.
@@ -57,7 +58,8 @@ type Assign struct {
 func To(feature string, value any) Assign { return Assign{feature, value} }
 
 // Patch writes some features of a row and leaves the others, unless a later row is there. The row's event time becomes at, for all
-// of its features. If there is no row, the others are absent. Two round trips; more if the row is written by others meanwhile.
+// of its features. If there is no row, the others are absent. With codec Packed the row must be readable; with the others, what Patch sets is
+// mended. Two round trips; more if the row is written by others meanwhile.
 func (v *View[K, T]) Patch(ctx context.Context, k K, at time.Time, set ...Assign) (Outcome, error) {
 	w := write{v: v.v, began: time.Now()}
 	var value T
@@ -231,15 +233,27 @@ func (w *write) send(ctx context.Context, k unsafe.Pointer, version string, know
 	if err != nil || len(replies) == 1 {
 		return code, err
 	}
-	live, _, err := liveReply(replies[1])
+	live, _, err := w.v.liveAfter(ctx, replies[1], sent)
 	if err != nil {
 		return 0, err
 	}
-	w.v.setLive(ctx, live, sent)
 	if live != version {
 		return codeMoved, nil
 	}
 	return code, nil
+}
+
+// liveAfter reads a reply of liveScript that came last in a pipeline of writes, which was sent at a time. Of a Cluster it may have come from
+// another node long before they were done; then it is asked again.
+func (v *view) liveAfter(ctx context.Context, reply rueidis.RedisResult, sent time.Time) (live, state string, err error) {
+	if live, state, err = liveReply(reply); err != nil {
+		return "", "", err
+	}
+	v.setLive(ctx, live, sent)
+	if v.client.Mode() == rueidis.ClientModeCluster && time.Since(sent) > recheck {
+		live, err = v.askLive(ctx)
+	}
+	return live, state, err
 }
 
 func liveReply(reply rueidis.RedisResult) (live, state string, err error) {
@@ -353,7 +367,11 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	if err != nil {
 		return e, err
 	}
-	fields := v.codec.fields(v.everyone)
+	var features []int // that are read: but for Packed, the others need not even be readable
+	if v.opts.Codec == Packed {
+		features = v.everyone
+	}
+	fields := v.codec.fields(features)
 	bounded, cancel := v.bound(ctx)
 	defer cancel()
 	reply, err := v.client.Do(bounded, v.client.B().Hmget().Key(string(key)).Field(fields...).Build()).ToArray()
@@ -362,12 +380,12 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	}
 	r := v.row(value)
 	defer v.rows.Put(r)
-	if err := v.codec.decode(v.everyone, r.take(reply), r); err != nil {
+	if err := v.codec.decode(features, r.take(reply), r); err != nil {
 		return e, err
 	}
 	r.at, e.at, e.anySchema = at, at, true
 	if c, ok := v.codec.(*fieldsCodec); ok {
-		r.marks, r.nulls = c.others(r.values[len(fields)-1].text)
+		c.keep(r.values[0].text, r)
 	}
 	var written []int
 	for _, a := range set {
@@ -392,10 +410,7 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	if e.set, e.drop, err = v.codec.encode(written, r); err != nil {
 		return e, err
 	}
-	for i, field := range fields {
-		if v.opts.Codec != Packed && field != v.codec.timeField() {
-			continue // the time tells if somebody else has written
-		}
+	for i, field := range fields { // the time tells if somebody else has written, and of Packed the whole
 		e.expected = append(e.expected, field, "")
 		if r.values[i].ok {
 			e.expected[len(e.expected)-1] = "=" + r.values[i].text

@@ -16,6 +16,7 @@ type Script struct {
 	source, sha string
 	retryable   bool
 	bySource    bool
+	last        bool
 }
 
 // New returns a script that is sent once: whether it ran is unknown if its reply is lost.
@@ -35,6 +36,12 @@ func NewRetryable(source string) *Script {
 // node hangs, the others could not be told the source in time.
 func (s *Script) BySource() *Script {
 	s.bySource = true
+	return s
+}
+
+// Last makes calls of s be sent again where another one before them in a pipeline has to be: what they say is to hold after it.
+func (s *Script) Last() *Script {
+	s.last = true
 	return s
 }
 
@@ -95,7 +102,7 @@ func DoMulti(ctx context.Context, client rueidis.Client, calls []Call) []rueidis
 
 	var again []int
 	for i, r := range results {
-		if unknown(r) {
+		if unknown(r) || calls[i].Script.last && len(again) > 0 {
 			again = append(again, i)
 		}
 	}
