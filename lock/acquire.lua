@@ -7,7 +7,11 @@
 --         or {0, now µs, ms left, holder's token, holder's meta}
 local value = redis.call('GET', KEYS[1])
 local time = redis.call('TIME')
-if value and string.byte(value) == 124 or not value and redis.call('EXISTS', KEYS[2]) == 0 then
+local released = value and string.byte(value) == 124
+if released and string.sub(value, -#ARGV[1]) == ARGV[1] then -- it comes late: that token is no more
+	return {0, time[1] * 1000000 + time[2], 0, '', ''}
+end
+if released or not value and redis.call('EXISTS', KEYS[2]) == 0 then
 	-- Free: one that was released has no queue; one that expired, or was deleted, may have one, and then it is its turn.
 	local fence = string.format('%s%06d', time[1], time[2])
 	local last = value and string.match(value, '%d+')

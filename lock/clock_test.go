@@ -28,6 +28,7 @@ type clockwork struct {
 
 	mu       sync.Mutex
 	conns    []net.Conn
+	silent   int // of the first so many connections nothing is heard any more
 	began    time.Time
 	leases   map[string]clockworkLease
 	stalled  chan struct{} // closed when it goes on
@@ -41,23 +42,28 @@ type clockworkLease struct {
 }
 
 // startClockwork must be called in a bubble.
-func startClockwork(t *testing.T, speed float64, delay func() time.Duration) (*clockwork, rueidis.Client) {
+func startClockwork(t *testing.T, speed float64, delay func() time.Duration, opts ...func(*rueidis.ClientOption)) (*clockwork, rueidis.Client) {
 	t.Helper()
 	<-time.After(50 * 365 * 24 * time.Hour) // bubbles begin in the year 2000, which is before epoch
 	going := make(chan struct{})
 	close(going)
 	c := &clockwork{speed: speed, delay: delay, began: time.Now(), leases: make(map[string]clockworkLease), stalled: going}
-	client, err := rueidis.NewClient(rueidis.ClientOption{
+	option := rueidis.ClientOption{
 		InitAddress: []string{"clockwork:6379"}, ForceSingleClient: true, DisableCache: true,
 		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
 			ours, theirs := net.Pipe()
 			c.mu.Lock()
 			c.conns = append(c.conns, ours)
+			number := len(c.conns)
 			c.mu.Unlock()
-			go c.serve(ours)
+			go c.serve(number, ours)
 			return theirs, nil
 		},
-	})
+	}
+	for _, opt := range opts {
+		opt(&option)
+	}
+	client, err := rueidis.NewClient(option)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		client.Close()
@@ -85,7 +91,7 @@ func (c *clockwork) lease(name string) clockworkLease {
 }
 
 // serve answers the commands of one connection, one after the other.
-func (c *clockwork) serve(conn net.Conn) {
+func (c *clockwork) serve(number int, conn net.Conn) {
 	replies := make(chan string, 1000) // the client may write on while a reply is on its way
 	defer close(replies)
 	go func() {
@@ -105,7 +111,11 @@ func (c *clockwork) serve(conn net.Conn) {
 		<-time.After(c.delay())
 		c.mu.Lock()
 		stalled := c.stalled
+		silent := number <= c.silent
 		c.mu.Unlock()
+		if silent {
+			continue
+		}
 		<-stalled
 		reply, heard := c.execute(args)
 		<-time.After(c.delay())
@@ -384,4 +394,40 @@ func TestRenewal_StopsForGarbage(t *testing.T) {
 		require.LessOrEqual(t, time.Since(forgotten), defaultTTL)
 		require.ErrorIs(t, context.Cause(held), ErrLost)
 	})
+}
+
+// Connections may fall silent, as when a firewall forgets them: new ones are made for what is to be done soon, and it is.
+func TestRenewal_GoesOnWhereConnectionsFellSilent(t *testing.T) {
+	t.Parallel()
+	for _, multiplex := range []int{-1, 0, 2} { // -1: 1 connection; 0: the client's default; 2: 4
+		for seconds := range 10 {
+			synctest.Test(t, func(t *testing.T) {
+				c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond }, func(o *rueidis.ClientOption) { o.PipelineMultiplex = multiplex })
+				l := lockerOf(t, client, Options{})
+				locks := []*Lock{lockOf(t, l, "a"), lockOf(t, l, "b"), lockOf(t, l, "c")}
+				silence := func() {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					c.silent = len(c.conns)
+				}
+				for range 3 {
+					<-time.After(time.Duration(seconds) * time.Second)
+					silence()
+					<-time.After(20 * time.Second)
+					for _, lk := range locks {
+						require.NoError(t, lk.Err())
+					}
+				}
+				silence()
+				for _, lk := range locks {
+					_ = lk.Unlock(t.Context()) // which may go on in the background
+				}
+				<-time.After(3 * maxOpTimeout)
+				require.Empty(t, c.leases)
+				began := time.Now()
+				lockOf(t, l, "d")
+				require.Less(t, time.Since(began), maxOpTimeout)
+			})
+		}
+	}
 }

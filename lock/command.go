@@ -54,6 +54,36 @@ const (
 	maxOpTimeout = 2 * time.Second
 )
 
+// asideFor is for how long after a command had no reply commands do not go on connections that are shared: those may have fallen silent,
+// which the client takes some 11s to notice.
+const asideFor = 15 * time.Second
+
+// do runs a script. ctx is the caller's with a bound of ours.
+func (l *Locker) do(ctx, caller context.Context, call script.Call) rueidis.RedisResult {
+	call.Aside = l.aside()
+	reply := script.Do(ctx, l.client, call)
+	l.noteSilence(caller, call.Aside, reply.NonRedisError())
+	return reply
+}
+
+// aside reports whether a command is to go on a connection of its own.
+func (l *Locker) aside() bool {
+	until := l.asideUntil.Load()
+	return until != 0 && int64(sinceEpoch()) < until
+}
+
+// noteSilence notes that a command which went aside, or not, had no reply in time: the next one goes the other way, as the client may have
+// no more connections of its own either.
+func (l *Locker) noteSilence(caller context.Context, aside bool, err error) {
+	switch {
+	case !errors.Is(err, context.DeadlineExceeded) || caller.Err() != nil:
+	case aside:
+		l.asideUntil.Store(0)
+	default:
+		l.asideUntil.Store(int64(sinceEpoch() + asideFor))
+	}
+}
+
 func opTimeout(ttl time.Duration) time.Duration { return min(ttl/2, maxOpTimeout) }
 
 // guard is taken off each lease: what a clock that runs 1 % too slow adds, and what it takes to end a context.
@@ -98,7 +128,7 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 	var reply rueidis.RedisResult
 	var replicas int64
 	if l.opts.Replicas == 0 {
-		reply = script.Do(ctx, l.client, script.Call{Script: acquireScript, Keys: keys[:], Args: args})
+		reply = l.do(ctx, caller, script.Call{Script: acquireScript, Keys: keys[:], Args: args})
 	} else {
 		// WAIT is for what its own connection wrote. A pipeline with it has a connection of its own.
 		replies := l.client.DoMulti(ctx,
@@ -168,9 +198,9 @@ func (a *answer) read(message rueidis.RedisMessage) error {
 const hadNothing = 0
 
 func (l *Locker) release(ctx context.Context, keys *lockKeys, token string, used int64) (int64, error) {
-	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	bound, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
-	return script.Do(ctx, l.client, script.Call{
+	return l.do(bound, ctx, script.Call{
 		Script: releaseScript, Keys: keys[:], Args: []string{token, strconv.FormatInt(used, 10)},
 	}).AsInt64()
 }
@@ -178,9 +208,9 @@ func (l *Locker) release(ctx context.Context, keys *lockKeys, token string, used
 // requeue releases token and queues the next one. It reports false if token had nothing to release; then it queues nothing.
 func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used int64, next string) (answer, bool, error) {
 	a := answer{token: next, asked: true, sent: sinceEpoch()}
-	ctx, cancel := l.deadlines.Bound(ctx, a.sent)
+	bound, cancel := l.deadlines.Bound(ctx, a.sent)
 	defer cancel()
-	message, err := script.Do(ctx, l.client, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
+	message, err := l.do(bound, ctx, script.Call{Script: releaseScript, Keys: keys[:], Args: []string{
 		token, strconv.FormatInt(used, 10),
 		next, l.args.ttl, l.opts.Meta, l.args.waiter,
 	}}).ToMessage()
@@ -191,10 +221,10 @@ func (l *Locker) requeue(ctx context.Context, keys *lockKeys, token string, used
 }
 
 func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {
-	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	bound, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
 	keys := l.keysOf(name)
-	values, err := script.Do(ctx, l.client, inspectScript.Call(keys[:])).ToArray()
+	values, err := l.do(bound, ctx, inspectScript.Call(keys[:])).ToArray()
 	if err != nil {
 		return Info{}, err
 	}
@@ -215,10 +245,10 @@ func (l *Locker) inspect(ctx context.Context, name string) (Info, error) {
 }
 
 func (l *Locker) breakLock(ctx context.Context, name string) (bool, error) {
-	ctx, cancel := l.deadlines.Bound(ctx, sinceEpoch())
+	bound, cancel := l.deadlines.Bound(ctx, sinceEpoch())
 	defer cancel()
 	keys := l.keysOf(name)
-	token, err := script.Do(ctx, l.client, breakScript.Call(keys[:])).ToString()
+	token, err := l.do(bound, ctx, breakScript.Call(keys[:])).ToString()
 	if err != nil {
 		return false, err
 	}
@@ -235,11 +265,19 @@ func isFull(err error) bool {
 	return ok && strings.HasPrefix(e.Error(), "OOM")
 }
 
+// closings counts how often in a row the client has said that it is closed. One that has moved to another primary says so too, of what was
+// on its way to the old one.
+type closings int
+
+const maxClosings = 3
+
 // passing reports whether a failure may be over soon: of the network, or of a server that starts, fails over or is busy.
-func passing(err error) bool {
+func (c *closings) passing(err error) bool {
 	if errors.Is(err, rueidis.ErrClosing) {
-		return false
+		*c++
+		return *c < maxClosings
 	}
+	*c = 0
 	e, ok := rueidis.IsRedisErr(err)
 	if !ok {
 		return !errors.Is(err, ErrUnderReplicated)

@@ -29,6 +29,8 @@ type entry struct {
 	now     int64         // what the server's clock was then, µs
 	failing time.Duration // since when commands have failed; 0 if they do not
 	failed  int           // how many
+	closed  closings
+	doubt   time.Duration // when a command with this token failed last, which may still be on its way; 0 if none did
 	late    int           // how many leases were over before they were known
 	holder  string        // who had the lock then, what it says of itself, and what was left of its lease
 	meta    string
@@ -141,6 +143,14 @@ func (l *Locker) newToken() string {
 	return l.id + "." + strconv.FormatUint(l.number, 36)
 }
 
+// lateFor is for how long a command that failed may still be on its way.
+const lateFor = 10 * time.Second
+
+// uncertain reports whether a command with the entry's token may still come.
+func (e *entry) uncertain() bool { return e.doubt != 0 && sinceEpoch()-e.doubt < lateFor }
+
+func (l *Locker) renewToken(e *entry) { e.token, e.doubt = l.newToken(), 0 }
+
 func (l *Locker) lock(ctx context.Context, name string, try bool) (*Lock, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("lock: acquire: %w", err)
@@ -186,7 +196,10 @@ func (l *Locker) first(ctx context.Context, e *entry, try bool) (*Lock, error) {
 	if try {
 		mode = ""
 	}
+	returned := false
+	defer l.abandon(&returned, e, e.token, 0)
 	a, err := l.acquireFirst(ctx, &e.keys, e.token, mode)
+	returned = true
 	l.mu.Lock()
 	if err == nil && a.granted && !l.closed && l.hold(e, a) {
 		lk := l.admit(ctx, e)
@@ -220,10 +233,10 @@ func (l *Locker) wait(ctx context.Context, e *entry, c *call) (*Lock, error) {
 		err = fmt.Errorf("lock: acquire: %w", err)
 		l.mu.Lock()
 		if !c.waits { // it came too late
-			l.mu.Unlock()
 			if c.lock != nil {
-				_ = c.lock.Unlock(ctx) // in the background, if need be
+				l.discard(ctx, c.lock)
 			}
+			l.mu.Unlock()
 			return nil, err
 		}
 		e.calls.remove(c)
@@ -245,10 +258,29 @@ func (l *Locker) ready(ctx context.Context, lk *Lock) (*Lock, error) {
 		return lk, nil
 	}
 	if err := l.extend(ctx, lk.tenure, l.opts.TTL); err != nil {
-		_ = lk.Unlock(ctx) // it goes on in the background
+		l.mu.Lock()
+		l.discard(ctx, lk)
+		l.mu.Unlock()
 		return nil, fmt.Errorf("lock: acquire: %w", err)
 	}
 	return lk, nil
+}
+
+// discard unlocks in the background what nobody has heard of. l.mu is held.
+func (l *Locker) discard(ctx context.Context, lk *Lock) {
+	l.spawn(func() { _ = l.unlock(ctx, lk.tenure) })
+}
+
+// abandon is deferred where the client is called on a goroutine of the user's, which may end there: if the client, or a hook around
+// it, panics.
+func (l *Locker) abandon(returned *bool, e *entry, token string, used int64) {
+	if *returned {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.giveUp(e.keys, token, used, true, 0)
+	l.restart(e)
 }
 
 // hold begins a lease that Redis granted, unless it is over already. l.mu is held, as for all below.
@@ -264,7 +296,7 @@ func (l *Locker) hold(e *entry, a answer) bool {
 func (l *Locker) begin(e *entry, sent, until time.Duration, fence int64, others bool) {
 	e.state, e.since, e.until = held, sinceEpoch(), until
 	e.sent, e.nextFence, e.lastFence, e.others = sent, fence, fence, others
-	e.failing, e.failed, e.late, e.early, e.retry, e.renewing, e.extended = 0, 0, 0, nil, 0, false, false
+	e.failing, e.failed, e.closed, e.late, e.early, e.retry, e.renewing, e.extended = 0, 0, 0, 0, nil, 0, false, false
 	l.inbox.waits(e, false)
 }
 
@@ -300,10 +332,10 @@ func (e *entry) end() time.Duration {
 func (l *Locker) next(e *entry) {
 	c := e.calls.first
 	if c == nil {
-		token, used := e.token, e.nextFence-1
+		token, used, uncertain := e.token, e.nextFence-1, e.uncertain()
 		l.released(e)
 		l.spawn(func() {
-			_ = l.tellReleased(l.stop, e, token, used, false) // it goes on in the background
+			_ = l.tellReleased(l.stop, e, token, used, false, uncertain) // it goes on in the background
 		})
 		return
 	}
@@ -339,17 +371,19 @@ func (l *Locker) unlock(ctx context.Context, t *tenure) error {
 	switch {
 	case e.calls.first == nil:
 		l.released(e)
+		uncertain := e.uncertain()
 		l.running++
 		l.mu.Unlock()
 		defer l.done()
-		return l.tellReleased(ctx, e, token, used, false)
+		return l.tellReleased(ctx, e, token, used, false, uncertain)
 	case e.others && now-e.since >= stint || e.extended: // which is not for the next
 		l.released(e)
-		e.token = l.newToken()
+		uncertain := e.uncertain()
+		l.renewToken(e)
 		l.running++
 		l.mu.Unlock()
 		defer l.done()
-		return l.tellRequeued(ctx, e, token, used)
+		return l.tellRequeued(ctx, e, token, used, uncertain)
 	}
 	l.next(e)
 	l.mu.Unlock()
@@ -363,12 +397,16 @@ func (l *Locker) released(e *entry) {
 }
 
 // tellReleased releases a token whose lease was valid a moment ago, and goes on with the entry. If the release was tried
-// before, or is repeated, and then finds nothing, the first one did it.
-func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated bool) error {
+// before, or is repeated, and then finds nothing, the first one did it. If it is uncertain whether a command that takes the lock is still on its
+// way, it is released again later.
+func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated, uncertain bool) error {
 	began := sinceEpoch()
+	returned := false
+	defer l.abandon(&returned, e, token, used)
+	var closed closings
 	found, err := l.releaseHeld(ctx, &e.keys, token, used)
 	for attempt := range releaseAttempts {
-		if err == nil || !passing(err) || sinceEpoch()-began > opTimeout(l.opts.TTL)/2 {
+		if err == nil || !closed.passing(err) || sinceEpoch()-began > opTimeout(l.opts.TTL)/2 {
 			break
 		}
 		if attempt > 0 {
@@ -377,12 +415,15 @@ func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used 
 		repeated = true
 		found, err = l.release(ctx, &e.keys, token, used)
 	}
+	returned = true
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.restart(e)
+	if err != nil || uncertain {
+		l.giveUp(e.keys, token, used, true, 0)
+	}
 	switch {
 	case err != nil:
-		l.giveUp(e.keys, token, used, true, 0)
 		return fmt.Errorf("lock: release: %w", err)
 	case found == hadNothing && !repeated:
 		return ErrLost // it was broken, or deleted, or Redis lost it
@@ -411,27 +452,38 @@ func (l *Locker) restart(e *entry) {
 		l.forget(e)
 		return
 	}
-	e.token = l.newToken()
-	e.state, e.failing, e.failed, e.now, e.early = calling, 0, 0, 0, nil
+	l.renewToken(e)
+	e.state, e.failing, e.failed, e.closed, e.now, e.early = calling, 0, 0, 0, 0, nil
 	l.spawn(func() { l.ask(e, 0) })
 }
 
 // tellRequeued releases a token and queues the entry's next one, behind the processes that wait.
-func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used int64) error {
+func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used int64, uncertain bool) error {
+	returned := false
+	defer l.abandon(&returned, e, token, used)
 	a, done, err := l.requeue(ctx, &e.keys, token, used, e.token)
+	returned = true
 	if err != nil { // of the network, or because the queue does not fit into a full memory
 		l.mu.Lock()
 		l.giveUp(e.keys, a.token, 0, true, 0)
 		l.mu.Unlock()
-		return l.tellReleased(ctx, e, token, used, passing(err))
+		var closed closings
+		return l.tellReleased(ctx, e, token, used, closed.passing(err), uncertain)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !done {
+	if uncertain {
+		l.giveUp(e.keys, token, used, true, 0)
+	}
+	switch {
+	case !done:
 		l.restart(e)
 		return ErrLost
+	case a.granted && l.opts.Replicas > 0: // whether they have it is to be asked
+		l.spawn(func() { l.ask(e, 0) })
+	default:
+		l.answered(e, a, nil)
 	}
-	l.answered(e, a, nil)
 	return nil
 }
 
@@ -444,12 +496,13 @@ func (l *Locker) ask(e *entry, delay time.Duration) {
 	if e.calls.first == nil || l.closed {
 		l.failAll(e, ErrClosed)
 		l.forget(e)
-		l.giveUp(e.keys, e.token, 0, e.failed > 0, 0)
+		l.giveUp(e.keys, e.token, 0, e.uncertain(), 0)
 		l.mu.Unlock()
 		return
 	}
 	token, mode := e.token, ""
 	if e.calls.patient() {
+		l.listenAnew()
 		mode = l.inbox.mode()
 	}
 	l.mu.Unlock()
@@ -468,15 +521,15 @@ func (l *Locker) answered(e *entry, a answer, err error) {
 	case l.closed || e.calls.first == nil:
 		l.failAll(e, ErrClosed)
 		l.forget(e)
-		l.giveUp(e.keys, a.token, 0, e.failed > 0, 0)
+		l.giveUp(e.keys, a.token, 0, e.uncertain(), 0)
 		return
 	case a.granted && l.hold(e, a):
 		l.plan(e)
 		l.next(e)
 		return
 	case a.granted:
-		l.giveUp(e.keys, a.token, 0, false, 0)
-		e.token = l.newToken()
+		l.giveUp(e.keys, a.token, 0, e.uncertain(), 0)
+		l.renewToken(e)
 		if e.late++; e.late >= lateAttempts || !e.calls.patient() {
 			l.failAll(e, ErrSlow)
 			l.forget(e)
@@ -485,13 +538,13 @@ func (l *Locker) answered(e *entry, a answer, err error) {
 		l.spawn(func() { l.ask(e, 0) })
 		return
 	}
-	e.failing, e.failed, e.late = 0, 0, 0
+	e.failing, e.failed, e.closed, e.late = 0, 0, 0, 0
 	l.dismiss(e, &HeldError{Holder: a.holder, Meta: a.meta, TTL: max(0, a.left)})
 	switch {
 	case e.calls.first == nil:
 		l.forget(e)
-		if a.asked {
-			l.giveUp(e.keys, a.token, 0, false, 0)
+		if a.asked || e.uncertain() {
+			l.giveUp(e.keys, a.token, 0, e.uncertain(), 0)
 		}
 		return
 	case !a.asked:
@@ -523,10 +576,11 @@ func (l *Locker) askFailed(e *entry, a answer, err error) {
 		e.failing = now
 	}
 	e.failed++
+	e.doubt = now
 	if l.closed {
 		err = ErrClosed
 	}
-	again := passing(err) || isFull(err) && e.now > 0 // who is in the queue already can still be served
+	again := e.closed.passing(err) || isFull(err) && e.now > 0 // who is in the queue already can still be served
 	hopeless := l.closed || !again || now-e.failing > l.opts.TTL || !e.calls.patient() && e.failed >= tryAttempts
 	if e.calls.first == nil || hopeless {
 		if !errors.Is(err, ErrClosed) && !errors.Is(err, ErrUnderReplicated) && !errors.Is(err, ErrSlow) {
@@ -594,7 +648,7 @@ func (l *Locker) expire(t *tenure) {
 // leave takes an entry out of Redis' queue.
 func (l *Locker) leave(e *entry) {
 	l.forget(e)
-	l.giveUp(e.keys, e.token, 0, false, 0)
+	l.giveUp(e.keys, e.token, 0, e.uncertain(), 0)
 }
 
 func (l *Locker) forget(e *entry) {
@@ -638,6 +692,7 @@ func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool,
 			return
 		}
 		began := sinceEpoch()
+		var closed closings
 		for attempt, done := 0, 0; ; attempt++ {
 			_, err := l.release(l.stop, &keys, token, used)
 			delay := min(5*time.Millisecond<<min(attempt, 5), 100*time.Millisecond)
@@ -647,7 +702,7 @@ func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool,
 			case err == nil:
 				delay = lateArrivals[done]
 				done++
-			case !passing(err) || sinceEpoch()-began > l.opts.TTL+time.Second:
+			case !closed.passing(err) || sinceEpoch()-began > l.opts.TTL+time.Second:
 				return
 			default:
 				l.mu.Lock()

@@ -105,7 +105,7 @@ func (l *Locker) makeTogether(rs []*gather.Request[request]) {
 	sent := sinceEpoch()
 	ctx, cancel := l.deadlines.Bound(l.stop, sent)
 	defer cancel()
-	results, err := script.Do(ctx, l.client, script.Call{Script: gatheredScript, Keys: keys, Args: args}).AsIntSlice()
+	results, err := l.do(ctx, l.stop, script.Call{Script: gatheredScript, Keys: keys, Args: args}).AsIntSlice()
 	if _, refused := rueidis.IsRedisErr(err); refused {
 		results, err = make([]int64, len(rs)), nil // by one, perhaps: each finds out by itself
 	}

@@ -12,7 +12,8 @@ for i = 1, #KEYS, 2 do
 	local value, done = redis.pcall('GET', lock), 0
 	local text = type(value) == 'string' and value
 	if used == '' then
-		if text and string.byte(text) == 124 or not value and redis.call('EXISTS', queue) == 0 then
+		local released = text and string.byte(text) == 124 and string.sub(text, -#token) ~= token -- else it comes late
+		if released or not value and redis.call('EXISTS', queue) == 0 then
 			local fence, last = now, text and string.match(text, '%d+')
 			if last and last >= fence then fence = string.format('%.0f', tonumber(last) + 1) end
 			local set = redis.pcall('SET', lock, token .. '|' .. fence .. '|' .. ARGV[2], 'PX', ARGV[1])

@@ -18,6 +18,7 @@ type inbox struct {
 	works      bool          // a message has come through since it was last subscribed
 	waiting    int           // entries that listen
 	since      time.Duration // when it was last subscribed
+	owed       time.Duration // since when a message that was asked for has not come; 0 if none is
 	lastUse    time.Duration
 	stop       chan struct{}
 }
@@ -39,20 +40,31 @@ func (i *inbox) waits(e *entry, yes bool) {
 	}
 }
 
-// mode is that of the next acquire script that waits. It asks for a message until one has come through: that is the only way
-// to know that we may subscribe, that others may publish, and that one reaches the other.
+// mode is that of the next acquire script that waits. It asks for a message, which is the only way to know that we may subscribe, that
+// others may publish, and that one reaches the other: the connection may have fallen silent, or be to a server that is primary no more.
 func (i *inbox) mode() string {
-	if i.subscribed && !i.works {
-		return "hello"
+	if !i.subscribed {
+		return "wait"
 	}
-	return "wait"
+	if i.owed == 0 {
+		i.owed = sinceEpoch()
+	}
+	return "hello"
+}
+
+// listenAnew subscribes again if a message that was asked for has not come. l.mu is held.
+func (l *Locker) listenAnew() {
+	if i := &l.inbox; i.works && i.owed != 0 && sinceEpoch()-i.owed > claimWindow {
+		i.end()
+		l.startInbox()
+	}
 }
 
 func (i *inbox) end() {
 	if i.runs {
 		close(i.stop)
 	}
-	i.runs = false
+	i.runs, i.subscribed, i.works, i.owed = false, false, false, 0
 }
 
 // startInbox subscribes, if that is not done. l.mu is held.
@@ -142,7 +154,7 @@ func (l *Locker) subscribed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := sinceEpoch()
-	l.inbox.subscribed, l.inbox.since = true, now
+	l.inbox.subscribed, l.inbox.since, l.inbox.owed = true, now, 0
 	for _, e := range l.names {
 		if e.state == queued {
 			l.schedule(e, now)
@@ -176,7 +188,7 @@ func (l *Locker) heard(message string) {
 	if l.closed {
 		return
 	}
-	l.inbox.works = l.inbox.subscribed
+	l.inbox.works, l.inbox.owed = l.inbox.subscribed, 0
 	e := l.names[l.nameOf(rest)]
 	if e == nil || e.keys[0] != rest || e.token != l.id+"."+number {
 		return

@@ -111,7 +111,8 @@ func (t *tenure) Extend(ctx context.Context, ttl time.Duration) error {
 }
 
 // Unlock releases the lock, or passes it on within the process. It returns ErrLost if another may have held it while it
-// was thought to be held; then what was done in the meantime is protected by fences alone. Other errors tell that Redis
+// was thought to be held; then what was done in the meantime is protected by fences alone. (If the first reply is lost, as in a
+// failover, that is not known, and it may return nil.) Other errors tell that Redis
 // could not be told: the lock was held until now, the release goes on in the background, and at worst the lock ends
 // with its lease.
 //
@@ -169,7 +170,7 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 	sent := sinceEpoch()
 	bound, cancel := l.deadlines.Bound(ctx, sent)
 	defer cancel()
-	states, now, err := l.sendRenewals(bound, []renewal{r})
+	states, now, err := l.sendRenewals(bound, ctx, []renewal{r})
 	if err != nil {
 		return fmt.Errorf("lock: extend: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -99,6 +100,8 @@ type Locker struct {
 	deadlines *deadline.Shared
 	args      arguments
 	trips     *gather.Trips[request]
+
+	asideUntil atomic.Int64 // since epoch
 
 	stop    context.Context // ends when Close gives up waiting
 	stopNow context.CancelFunc

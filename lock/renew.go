@@ -160,7 +160,7 @@ func (l *Locker) renewAll() {
 		l.mu.Unlock()
 		sent := sinceEpoch()
 		ctx, cancel := context.WithTimeout(l.stop, min(l.opts.TTL/6, maxOpTimeout)) // so that a slow node does not keep up the others for long
-		states, now, err := l.sendRenewals(ctx, renewals)
+		states, now, err := l.sendRenewals(ctx, l.stop, renewals)
 		cancel()
 		l.mu.Lock()
 		if err != nil {
@@ -214,7 +214,7 @@ func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
 
 // sendRenewals renews leases, in one script or, in a cluster, in one pipeline of a script for each, since a script cannot
 // have keys of several slots. It returns the states, and the lowest of the servers' clocks. It does no locking.
-func (l *Locker) sendRenewals(ctx context.Context, renewals []renewal) ([]int, int64, error) {
+func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) ([]int, int64, error) {
 	states := make([]int, len(renewals))
 	for i := range states {
 		states[i] = renewalFailed
@@ -224,13 +224,16 @@ func (l *Locker) sendRenewals(ctx context.Context, renewals []renewal) ([]int, i
 		size = 1
 	}
 	var batch []script.Call
+	aside := l.aside()
 	for begin := 0; begin < len(renewals); begin += size {
 		keys, args := make([]string, 0, 2*size), make([]string, 0, 2*size)
 		for _, r := range renewals[begin : begin+size] {
 			keys = append(keys, r.e.keys[0], r.e.keys[1])
 			args = append(args, r.token, strconv.FormatInt(r.ttl.Milliseconds(), 10))
 		}
-		batch = append(batch, renewScript.Call(keys, args...))
+		call := renewScript.Call(keys, args...)
+		call.Aside = aside
+		batch = append(batch, call)
 	}
 	var now int64
 	var failed error
@@ -247,8 +250,8 @@ func (l *Locker) sendRenewals(ctx context.Context, renewals []renewal) ([]int, i
 			states[i*size+j] = int(state)
 		}
 	}
-	if now == 0 && failed != nil {
-		return states, 0, failed
+	if failed != nil {
+		l.noteSilence(caller, aside, failed)
 	}
 	return states, now, failed
 }

@@ -50,7 +50,7 @@ type Call struct {
 	Script     *Script
 	Keys, Args []string
 	// Aside takes a connection of the client's blocking pool, which is closed unless it answers in time: those that are shared may have
-	// fallen silent. It is for Do.
+	// fallen silent.
 	Aside bool
 }
 

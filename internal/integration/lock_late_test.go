@@ -1,0 +1,289 @@
+package integration
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
+	"github.com/stretchr/testify/require"
+
+	"github.com/redispatterns/redispatterns/internal/integration/redistest"
+	"github.com/redispatterns/redispatterns/lock"
+)
+
+// lockHook decides of each script, by its arguments, whether it is sent, or what is returned in its place.
+type lockHook struct {
+	redistest.PassThrough
+	mu   sync.Mutex
+	sent [][]string
+	fail func(args []string) error
+}
+
+func (h *lockHook) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if err := h.before(cmd.Commands()); err != nil {
+		return rueidishook.NewErrorResult(err)
+	}
+	return client.Do(ctx, cmd)
+}
+
+func (h *lockHook) before(args []string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if args[0] != "EVALSHA" && args[0] != "EVAL" {
+		return nil
+	}
+	h.sent = append(h.sent, slices.Clone(args))
+	if h.fail == nil {
+		return nil
+	}
+	return h.fail(args)
+}
+
+func (h *lockHook) failing(fail func(args []string) error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sent, h.fail = nil, fail
+}
+
+// first returns the first script that was sent since failing was called.
+func (h *lockHook) first(t *testing.T) []string {
+	t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	require.NotEmpty(t, h.sent)
+	return h.sent[0]
+}
+
+// times returns a fail that returns an error so many times.
+func times(n int, err error) func([]string) error {
+	return func([]string) error {
+		if n--; n >= 0 {
+			return err
+		}
+		return nil
+	}
+}
+
+func hookedLocker(t *testing.T, client rueidis.Client, opts lock.Options) (*lockHook, *lock.Locker) {
+	t.Helper()
+	h := &lockHook{}
+	return h, newLocker(t, rueidishook.WithHook(client, h), opts)
+}
+
+// A client that moves to another primary says of what was on its way that it is closed, and so does one that is.
+func TestLockLate_ClientsThatMoveSayTheyAreClosed(t *testing.T) {
+	t.Parallel()
+	h, l := hookedLocker(t, redistest.Shared(t).Client(t), lock.Options{Prefix: redistest.Prefix(t)})
+	for range 3 {
+		h.failing(times(2, rueidis.ErrClosing))
+		lk, err := l.Lock(t.Context(), "name")
+		require.NoError(t, err)
+		h.failing(times(2, rueidis.ErrClosing))
+		require.NoError(t, lk.Unlock(t.Context()))
+		requireFree(t, l, "name")
+	}
+	h.failing(times(100, rueidis.ErrClosing))
+	began := time.Now()
+	_, err := l.Lock(t.Context(), "name")
+	require.ErrorIs(t, err, rueidis.ErrClosing)
+	require.Less(t, time.Since(began), time.Second)
+	h.failing(nil)
+}
+
+// A command that takes a lock may come after it was released, on another connection than that which repeated it.
+func TestLockLate_CommandsOfTokensThatAreNoMore(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	h, l := hookedLocker(t, client, lock.Options{Prefix: prefix, Meta: "meta"})
+	other := newLocker(t, client, lock.Options{Prefix: prefix})
+	late := func(args []string) {
+		reply := client.Do(t.Context(), client.B().Arbitrary(args[0]).Args(args[1:]...).Build())
+		require.NoError(t, reply.Error())
+	}
+	free := func(name string) {
+		t.Helper()
+		info, err := other.Inspect(t.Context(), name)
+		require.NoError(t, err)
+		require.False(t, info.Held)
+		require.Zero(t, info.Waiting)
+	}
+	for i := range 3 {
+		name := "name" + strconv.Itoa(i)
+		h.failing(nil)
+		lk := acquire(t, l, name)
+		require.NoError(t, lk.Unlock(t.Context()))
+		late(h.first(t)) // nobody else has had it since
+		free(name)
+		next := acquire(t, other, name)
+		require.Greater(t, next.Fence(), lk.Fence())
+		require.NoError(t, next.Unlock(t.Context()))
+
+		// Others have. The first command failed, so that whoever sent it looks after it for a while.
+		h.failing(times(1, io.EOF))
+		lk = acquire(t, l, name)
+		require.NoError(t, lk.Unlock(t.Context()))
+		next = acquire(t, other, name)
+		require.NoError(t, next.Unlock(t.Context()))
+		late(h.first(t))
+		require.Eventually(t, func() bool {
+			info, err := other.Inspect(t.Context(), name)
+			return err == nil && !info.Held
+		}, 2*time.Second, 5*time.Millisecond)
+	}
+
+	// Nor are there locks which are taken late together with others.
+	h.failing(nil)
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			lk, err := l.Lock(t.Context(), "many"+strconv.Itoa(i))
+			if err == nil {
+				_ = lk.Unlock(t.Context())
+			}
+		})
+	}
+	wg.Wait()
+	h.mu.Lock()
+	sent := slices.Clone(h.sent)
+	h.mu.Unlock()
+	for _, args := range sent {
+		late(args)
+	}
+	for i := range 200 {
+		free("many" + strconv.Itoa(i))
+	}
+}
+
+// The caller may recover from a panic of the client, or of a hook around it.
+func TestLockLate_AClientPanics(t *testing.T) {
+	t.Parallel()
+	h, l := hookedLocker(t, redistest.Shared(t).Client(t), lock.Options{Prefix: redistest.Prefix(t)})
+	panics := func() func([]string) error {
+		done := false
+		return func([]string) error {
+			if !done {
+				done = true
+				panic("client")
+			}
+			return nil
+		}
+	}
+	for range 3 {
+		h.failing(panics())
+		require.PanicsWithValue(t, "client", func() { _, _ = l.Lock(t.Context(), "name") })
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		lk, err := l.Lock(ctx, "name")
+		require.NoError(t, err)
+		h.failing(panics())
+		require.PanicsWithValue(t, "client", func() { _ = lk.Unlock(t.Context()) })
+		lk, err = l.Lock(ctx, "name")
+		require.NoError(t, err)
+		require.NoError(t, lk.Unlock(t.Context()))
+	}
+}
+
+// What a call leaves to the next one in its process is confirmed by replicas too.
+func TestLockLate_ReplicasConfirmWhatIsPassedOn(t *testing.T) {
+	t.Parallel()
+	servers := redistest.StartSentinel(t)
+	l := newLocker(t, servers.Client(t), lock.Options{Replicas: 1, TTL: 5 * time.Second})
+	for _, cut := range []bool{false, true} {
+		lk := acquire(t, l, "name")
+		require.NoError(t, lk.Extend(t.Context(), time.Minute)) // which is not for the next
+		got := lockInBackground(t, l, "name")
+		require.NoError(t, after(t.Context(), 50*time.Millisecond))
+		if cut {
+			servers.CutReplicaOff(t)
+			requireNoReplica(t, servers.Client(t))
+		}
+		require.NoError(t, lk.Unlock(t.Context()))
+		next := <-got
+		if cut {
+			require.ErrorIs(t, next.err, lock.ErrUnderReplicated)
+			continue
+		}
+		require.NoError(t, next.err)
+		require.NoError(t, next.Unlock(t.Context()))
+	}
+}
+
+func requireNoReplica(t *testing.T, client rueidis.Client) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		info, err := client.Do(t.Context(), client.B().Info().Section("replication").Build()).ToString()
+		return err == nil && strings.Contains(info, "connected_slaves:0")
+	}, 10*time.Second, 10*time.Millisecond)
+}
+
+// lockDeafConn hears nothing once it is told to, if it has subscribed.
+type lockDeafConn struct {
+	net.Conn
+	subscribed atomic.Bool
+	deaf       *atomic.Int32 // how many connections that have subscribed there are to be
+	closed     chan struct{}
+	once       sync.Once
+	number     int32
+	count      *atomic.Int32
+}
+
+func (c *lockDeafConn) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), "SUBSCRIBE") && c.subscribed.CompareAndSwap(false, true) {
+		c.number = c.count.Add(1)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *lockDeafConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.subscribed.Load() && c.number <= c.deaf.Load() {
+		<-c.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *lockDeafConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// A subscription may fall silent: a waiter subscribes anew after two looks, of which there is one per third of the TTL.
+func TestLockLate_WaitersThatBecameDeaf(t *testing.T) {
+	t.Parallel()
+	server := redistest.Shared(t)
+	var deaf, count atomic.Int32
+	client := server.Client(t, func(o *rueidis.ClientOption) {
+		o.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			conn, err := d.DialContext(ctx, "tcp", addr)
+			return &lockDeafConn{Conn: conn, deaf: &deaf, count: &count, closed: make(chan struct{})}, err
+		}
+	})
+	opts := lock.Options{Prefix: redistest.Prefix(t), TTL: 6 * time.Second}
+	holder, waiter := newLocker(t, server.Client(t), opts), newLocker(t, client, opts)
+	lk := acquire(t, holder, "name")
+	got := lockInBackground(t, waiter, "name")
+	requireWaiting(t, holder, "name", 1)
+	requireListening(t, client, opts.Prefix, 1)
+	require.NoError(t, after(t.Context(), time.Second)) // it has proven itself
+	deaf.Store(count.Load())
+	require.Eventually(t, func() bool { return count.Load() > deaf.Load() }, opts.TTL, 5*time.Millisecond)
+	require.NoError(t, after(t.Context(), time.Second))
+	released := time.Now()
+	require.NoError(t, lk.Unlock(t.Context()))
+	next := <-got
+	require.NoError(t, next.err)
+	require.Less(t, next.at.Sub(released), time.Second)
+	require.NoError(t, next.Unlock(t.Context()))
+}
