@@ -266,9 +266,11 @@ func (l *Locker) ready(ctx context.Context, lk *Lock) (*Lock, error) {
 	return lk, nil
 }
 
-// discard unlocks in the background what nobody has heard of. l.mu is held.
+// discard unlocks in the background what nobody has heard of, unless it is over, as it is after Close. l.mu is held.
 func (l *Locker) discard(ctx context.Context, lk *Lock) {
-	l.spawn(func() { _ = l.unlock(ctx, lk.tenure) })
+	if lk.e.tenant == lk.tenure {
+		l.spawn(func() { _ = l.unlock(ctx, lk.tenure) })
+	}
 }
 
 // abandon is deferred where the client is called on a goroutine of the user's, which may end there: if the client, or a hook around
