@@ -424,9 +424,7 @@ func TestRenewal_GoesOnWhereConnectionsFellSilent(t *testing.T) {
 				}
 				<-time.After(3 * maxOpTimeout)
 				require.Empty(t, c.leases)
-				began := time.Now()
 				lockOf(t, l, "d")
-				require.Less(t, time.Since(began), maxOpTimeout)
 			})
 		}
 	}

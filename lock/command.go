@@ -58,9 +58,15 @@ const (
 // which the client takes some 11s to notice.
 const asideFor = 15 * time.Second
 
+// maxAside is how many commands at a time go on connections of their own: what a server that hung did to many is no reason to open as many.
+const maxAside = 8
+
 // do runs a script. ctx is the caller's with a bound of ours.
 func (l *Locker) do(ctx, caller context.Context, call script.Call) rueidis.RedisResult {
-	call.Aside = l.aside()
+	if l.aside() {
+		call.Aside = l.asides.Add(1) <= maxAside
+		defer l.asides.Add(-1)
+	}
 	reply := script.Do(ctx, l.client, call)
 	l.noteSilence(caller, call.Aside, reply.NonRedisError())
 	return reply
@@ -72,15 +78,22 @@ func (l *Locker) aside() bool {
 	return until != 0 && int64(sinceEpoch()) < until
 }
 
-// noteSilence notes that a command which went aside, or not, had no reply in time: the next one goes the other way, as the client may have
-// no more connections of its own either.
+// maxMisses is how many commands in a row may go aside and have no reply before one is tried on shared connections again: those of the
+// pool may be silent too, and are closed when they prove to be; or the client may have no more of them.
+const maxMisses = 3
+
+// noteSilence notes what became of a command that went aside, or did not.
 func (l *Locker) noteSilence(caller context.Context, aside bool, err error) {
+	silent := errors.Is(err, context.DeadlineExceeded) && caller.Err() == nil
 	switch {
-	case !errors.Is(err, context.DeadlineExceeded) || caller.Err() != nil:
-	case aside:
-		l.asideUntil.Store(0)
-	default:
+	case !silent && aside:
+		l.misses.Store(0)
+	case !silent:
+	case !aside:
 		l.asideUntil.Store(int64(sinceEpoch() + asideFor))
+	case l.misses.Add(1) >= maxMisses:
+		l.misses.Store(0)
+		l.asideUntil.Store(0)
 	}
 }
 

@@ -102,6 +102,8 @@ type Locker struct {
 	trips     *gather.Trips[request]
 
 	asideUntil atomic.Int64 // since epoch
+	asides     atomic.Int32 // commands that go aside, or would
+	misses     atomic.Int32 // of those that did, how many had no reply since one had
 
 	stop    context.Context // ends when Close gives up waiting
 	stopNow context.CancelFunc

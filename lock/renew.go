@@ -250,8 +250,6 @@ func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) (
 			states[i*size+j] = int(state)
 		}
 	}
-	if failed != nil {
-		l.noteSilence(caller, aside, failed)
-	}
+	l.noteSilence(caller, aside, failed)
 	return states, now, failed
 }
