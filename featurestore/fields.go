@@ -171,7 +171,9 @@ func (c *fieldsCodec) dump(r *row) (payload string, ok bool, err error) {
 		if d.b, err = f.appendText(d.b, r); err != nil {
 			return "", false, f.invalid()
 		}
-		d.close(from)
+		if d.close(from); d.refused {
+			break
+		}
 	}
 	d.add(c.timeField())
 	from := d.open()
