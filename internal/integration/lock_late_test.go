@@ -287,3 +287,74 @@ func TestLockLate_WaitersThatBecameDeaf(t *testing.T) {
 	require.Less(t, next.at.Sub(released), time.Second)
 	require.NoError(t, next.Unlock(t.Context()))
 }
+
+// lockSilentConn is one of the first connections, and hears nothing once they are to be silent.
+type lockSilentConn struct {
+	net.Conn
+	silent *atomic.Int32
+	mine   int32
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *lockSilentConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if c.mine <= c.silent.Load() {
+		<-c.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (c *lockSilentConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+func (c *lockSilentConn) SetDeadline(t time.Time) error {
+	if !t.IsZero() && c.mine <= c.silent.Load() { // a Read that hangs on purpose does not see it
+		time.AfterFunc(time.Until(t), func() { _ = c.Close() })
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// All connections there are may fall silent, as when a firewall forgets them: locks live on, on new ones.
+func TestLockLate_LocksLiveOnWhereConnectionsFellSilent(t *testing.T) {
+	t.Parallel()
+	for name, connect := range map[string]func(t *testing.T, opt func(*rueidis.ClientOption)) rueidis.Client{
+		"single": func(t *testing.T, opt func(*rueidis.ClientOption)) rueidis.Client {
+			return redistest.Shared(t).Client(t, opt)
+		},
+		"cluster": func(t *testing.T, opt func(*rueidis.ClientOption)) rueidis.Client {
+			return redistest.SharedCluster(t).Client(t, opt)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var number, silent atomic.Int32
+			client := connect(t, func(o *rueidis.ClientOption) {
+				o.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+					conn, err := d.DialContext(ctx, "tcp", addr)
+					return &lockSilentConn{Conn: conn, silent: &silent, mine: number.Add(1), closed: make(chan struct{})}, err
+				}
+			})
+			l := newLocker(t, client, lock.Options{Prefix: redistest.Prefix(t), TTL: 6 * time.Second})
+			locks := make([]*lock.Lock, 8)
+			for i := range locks {
+				locks[i] = acquire(t, l, "name"+strconv.Itoa(i))
+			}
+			silent.Store(number.Load())
+			require.NoError(t, after(t.Context(), 8*time.Second)) // a TTL, and not the 11s in which the client notices
+			for _, lk := range locks {
+				require.NoError(t, lk.Err())
+			}
+			for i, lk := range locks {
+				_ = lk.Unlock(t.Context()) // the first may be on a connection that has not been found out yet: then it goes on in the background
+				require.Eventually(t, func() bool {
+					info, err := l.Inspect(t.Context(), "name"+strconv.Itoa(i))
+					return err == nil && !info.Held
+				}, 5*time.Second, 10*time.Millisecond)
+			}
+		})
+	}
+}
