@@ -80,7 +80,7 @@ func (l *Locker) aside() bool {
 
 // maxMisses is how many commands in a row may go aside and have no reply before one is tried on shared connections again: those of the
 // pool may be silent too, and are closed when they prove to be; or the client may have no more of them.
-const maxMisses = 3
+const maxMisses = 2
 
 // noteSilence notes what became of a command that went aside, or did not.
 func (l *Locker) noteSilence(caller context.Context, aside bool, err error) {

@@ -99,7 +99,8 @@ type GroupOptions[T any] struct {
 	// later it gives up. At least 1ms. Defaults to 10s.
 	DrainTimeout time.Duration
 
-	// Key, if it is set, has messages with the same key handled one after the other, in the order of their ids, within one Run. One that is handled
+	// Key, if it is set, has messages with the same key handled one after the other, in the order of their ids, within one Run. (But for
+	// those that another consumer left, and those which Redis delivers by a command that was given up more than a moment before.) One that is handled
 	// again holds those behind it up, and once MaxInFlight is full of these, all other keys too. A message that could not be decoded has no key; if Key panics, it counts
 	// as such.
 	Key func(T) string

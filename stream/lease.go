@@ -389,6 +389,7 @@ func (c *consumer[T]) look(ctx context.Context, a *adoption) (more bool, err err
 		return false, err
 	}
 	a.looked, a.wait = began, backoff{}
+	c.looked.Store(int64(began))
 	return false, nil
 }
 

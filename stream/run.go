@@ -79,6 +79,7 @@ type consumer[T any] struct {
 
 	// On the package's clock; 0 if there is none.
 	suspected  atomic.Int64 // the last reply that was never seen, and may have had entries
+	looked     atomic.Int64 // when those were looked for last
 	full       atomic.Int64 // until when dead letters wait for one to find room
 	asideUntil atomic.Int64 // when the loops try shared connections again
 }
@@ -318,7 +319,7 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !c.awaitLook(ctx) {
 			return
 		}
 		room := c.room()
@@ -365,6 +366,17 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		c.report(ctx, OpRead, err)
 		wait.sleep(ctx)
 	}
+}
+
+// awaitLook waits, where messages have an order, until entries in replies that were never seen have been looked for: they come before those that
+// are read next. It returns false if ctx ends.
+func (c *consumer[T]) awaitLook(ctx context.Context) bool {
+	for c.opts.Key != nil && c.looked.Load() < c.suspected.Load() {
+		if !sleep(ctx, 5*time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 func (g *Group[T]) isPausedNow() bool {
