@@ -408,7 +408,7 @@ func TestRateLimit_WindowsOfAMillisecond(t *testing.T) {
 		l := newLimiter(t, construct, client, ratelimit.Per(5, time.Millisecond), ratelimit.Options{})
 		began := time.Now()
 		var admitted int64
-		for time.Since(began) < 50*time.Millisecond {
+		for calls := 0; calls < 20 || time.Since(began) < 50*time.Millisecond; calls++ {
 			if allowN(t, l, "k", 1).Allowed {
 				admitted++
 			}
