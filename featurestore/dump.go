@@ -47,8 +47,8 @@ const (
 	maxPairs    = 128
 )
 
-// dumping makes of a hash what DUMP does. HSET looks for each field before it adds it, which takes most of the time that a wide row does;
-// RESTORE does not. In a listpack each entry has its length before it and what that makes after it.
+// dumping makes of a hash what DUMP does. HSET looks for each field before it adds it, which takes most of the time that a
+// wide row does; RESTORE does not. In a listpack each entry has its length before it and what that makes after it.
 type dumping struct {
 	b       []byte
 	entries int
@@ -171,7 +171,8 @@ func dumpLength(s string) (n int, rest string, ok bool) {
 	return 0, "", false
 }
 
-// inflate appends n bytes that LZF has compressed to s: runs of up to 32 bytes as they are, and repetitions of what came up to 8 KB before.
+// inflate appends n bytes that LZF has compressed to s: runs of up to 32 bytes as they are, and repetitions of what came up
+// to 8 KB before.
 func inflate(dst []byte, s string, n int) ([]byte, bool) {
 	for s != "" {
 		head := int(s[0])

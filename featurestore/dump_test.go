@@ -86,7 +86,8 @@ func undump(t *testing.T, payload string) (entries []string) {
 	return entries
 }
 
-// redisDump is what Redis 7.0 and Redis 8 make of dumpedFields, in hexadecimal: compressed, and numbers in each way that they can be.
+// redisDump is what Redis 7.0 and Redis 8 make of dumpedFields, in hexadecimal: compressed, and numbers in each way that
+// they can be.
 const redisDump = "10c340eb417110710100003000826630030001826631037f20050a3203c0800282663303dfff2006023403cf4006033503d000200d0c3603f1001003" +
 	"82663703f1ff7f20070038200f008020070f3903f2008000048366313004f2ffff7f4009053104f20000804009023204f32009010005201e033304f3" +
 	"ff201f400a00344015010080400a023504f4400a20030100092024023604f420244000007f400e0037601d40000080400e0538048330303740570b39" +

@@ -9,10 +9,11 @@ import (
 
 // FeastOptions says which rows of Feast a view reads and writes.
 //
-// Types must be those of Feast's. Of join keys, string is STRING, int, int64 and uint32 are INT64, and smaller integers INT32: with another one
-// all rows are Missing. Features are written as BOOL, INT32 (int32 and what is smaller), INT64, FLOAT (float32, and f32), DOUBLE, STRING, BYTES,
-// UNIX_TIMESTAMP, FLOAT_LIST and DOUBLE_LIST; read are also sets of floats, JSON, UUIDs and decimals as strings, and numbers of other widths
-// that lose nothing. Lists of other things, and maps, cannot be features.
+// Types must be those of Feast's. Of join keys, string is STRING, int, int64 and uint32 are INT64, and smaller integers
+// INT32: with another one all rows are Missing. Features are written as BOOL, INT32 (int32 and what is smaller), INT64,
+// FLOAT (float32, and f32), DOUBLE, STRING, BYTES, UNIX_TIMESTAMP, FLOAT_LIST and DOUBLE_LIST; read are also sets of
+// floats, JSON, UUIDs and decimals as strings, and numbers of other widths that lose nothing. Lists of other things, and
+// maps, cannot be features.
 type FeastOptions struct {
 	// Project is Feast's project. Not empty with codec Feast.
 	Project string

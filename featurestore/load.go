@@ -53,10 +53,10 @@ type LoadStats struct {
 	Took    time.Duration
 }
 
-// Load writes rows as Put does, in pipelines, and in order: of two rows of an entity with the same event time the second one stays. A row
-// that cannot be written is counted, and no reason to stop. An error is: those of rows[:Done] are written, and maybe some after;
-// Load again with Skip. It writes to the version that is live; if another one becomes so, from the next batch on to that.
-// Memory is bounded by LoadOptions.Batch.
+// Load writes rows as Put does, in pipelines, and in order: of two rows of an entity with the same event time the second
+// one stays. A row that cannot be written is counted, and no reason to stop. An error is: those of rows[:Done] are written,
+// and maybe some after; Load again with Skip. It writes to the version that is live; if another one becomes so, from the
+// next batch on to that. Memory is bounded by LoadOptions.Batch.
 //
 // Rows that have their hashes to themselves, without Options.Share, Options.Key and codec Feast, or in a version, replace them with
 // RESTORE, with whatever somebody else had put there, if they have at most 128 fields of at most 64 bytes. Where Redis refuses
@@ -341,8 +341,8 @@ func (l *loader[K]) sendTo(ctx context.Context, version string, known *knownSche
 	return l.version == nil && live != version, left, nil
 }
 
-// replace writes a batch of a version without a look at what is there. Its hashes are of this view alone and nobody reads them yet, so
-// that it needs no script: a load that is killed leaves rows that the next one replaces.
+// replace writes a batch of a version without a look at what is there. Its hashes are of this view alone and nobody reads
+// them yet, so that it needs no script: a load that is killed leaves rows that the next one replaces.
 func (l *loader[K]) replace(ctx context.Context) error {
 	b := l.v.client.B()
 	commands := make([]rueidis.Completed, 0, len(l.flying)+2)

@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// Manifest says what a view's rows are made of. It is made to be kept beside a model, as JSON, and compared where the model is served.
+// Manifest says what a view's rows are made of. It is made to be kept beside a model, as JSON, and compared where the model
+// is served.
 type Manifest struct {
 	View     string            `json:"view"`
 	Entity   []string          `json:"entity"` // the types of the key's parts, as in "user_id string"

@@ -58,8 +58,8 @@ func newProjection[K comparable, T any](v *view, plan plan, pinned *string) *Pro
 	return p
 }
 
-// Select returns a projection that reads the named features alone, however often: make it once and keep it. Other fields of its rows are zero. With codec
-// Packed it reads as many bytes as a read of all features.
+// Select returns a projection that reads the named features alone, however often: make it once and keep it. Other fields of
+// its rows are zero. With codec Packed it reads as many bytes as a read of all features.
 func (p *Projection[K, T]) Select(names ...string) (*Projection[K, T], error) {
 	var features []int
 	for _, name := range names {
@@ -96,9 +96,9 @@ func (p *Projection[K, T]) Get(ctx context.Context, k K) (Row[T], error) {
 // GetMany reads the rows of many entities, in the order of ks. A key that is there twice is read once and returned twice. dst is
 // where the rows go, from its beginning, if it is large enough.
 //
-// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, one that meets a hash
-// that cannot be read with DUMP takes one more. The first read of a process takes a second one if a version is live, and so does the
-// first one after another version has become so.
+// It takes one round trip; of a Cluster, one to each node, in parallel. With codec Fields and 20 features or more, one that
+// meets a hash that cannot be read with DUMP takes one more. The first read of a process takes a second one if a version is
+// live, and so does the first one after another version has become so.
 //
 // The error says why Redis could not be asked for some of the rows, which have it too; the others are there. A row that cannot
 // be read is no such error: see its Err.
@@ -287,8 +287,8 @@ func (t *trip) run(ctx context.Context) (again bool, err error) {
 	return t.doubt(ctx, err)
 }
 
-// doubt makes sure that what is Missing is, in the version that is live: it may be one that is gone if Redis did not tell, or could not
-// invalidate what was cached. err is why some rows were not read.
+// doubt makes sure that what is Missing is, in the version that is live: it may be one that is gone if Redis did not tell,
+// or could not invalidate what was cached. err is why some rows were not read.
 func (t *trip) doubt(ctx context.Context, err error) (again bool, _ error) {
 	for i, r := range t.requests {
 		v, _, pinned := r.of()

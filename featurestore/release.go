@@ -109,8 +109,9 @@ type Release[K comparable, T any] struct {
 	base    string // what was live at Begin
 }
 
-// Begin begins a version, or goes on with one that was begun and neither committed nor aborted, by whatever process. The version is of
-// letters, digits, _, . and -, and other than all that the view has: else it returns ErrVersion. One round trip.
+// Begin begins a version, or goes on with one that was begun and neither committed nor aborted, by whatever process. The
+// version is of letters, digits, _, . and -, and other than all that the view has: else it returns ErrVersion. One round
+// trip.
 //
 // Codec Feast has no versions: in Feast a version is part of the view's name.
 func (v *View[K, T]) Begin(ctx context.Context, version string) (*Release[K, T], error) {
@@ -142,9 +143,9 @@ func (r *Release[K, T]) Load(ctx context.Context, rows iter.Seq2[K, Event[T]], o
 	return load(ctx, r.v, &r.version, rows, o)
 }
 
-// Commit makes the version live: with one command, for all readers. A read that begins 20ms later, in whatever process,
-// is of it, and no read is of two versions. It returns ErrConflict if another version has become live since Begin, and ErrVersion if this one was
-// aborted; calling it again does no harm. One round trip.
+// Commit makes the version live: with one command, for all readers. A read that begins 20ms later, in whatever process, is
+// of it, and no read is of two versions. It returns ErrConflict if another version has become live since Begin, and
+// ErrVersion if this one was aborted; calling it again does no harm. One round trip.
 func (r *Release[K, T]) Commit(ctx context.Context) error {
 	if err := r.v.switchTo(ctx, r.version, loading, &r.base); err != nil {
 		return fmt.Errorf("featurestore: commit: %w", err)
@@ -214,15 +215,16 @@ func (v *view) switchTo(ctx context.Context, version, state string, base *string
 	case code < 0:
 		return ErrConflict
 	}
-	// What others asked meanwhile may be older. But the reply may be late, and by now another version live: it is as old as the command.
+	// What others asked meanwhile may be older. But the reply may be late, and by now another version live: it is as old as
+	// the command.
 	v.switched(ctx, v.live.Swap(&liveVersion{version, sent.Sub(v.began)}), version)
 	return nil
 }
 
-// Drop deletes the rows of a version that is not live, and forgets it. It waits until reads that may be of it have ended, for 3 seconds
-// after it was live, and then takes a SCAN of all keys. It returns ErrVersion if the version is live. A Load of the version that
-// runs meanwhile ends with ErrVersion, and what it wrote last may stay until Drop is called again, as may what is left if Drop
-// returns an error.
+// Drop deletes the rows of a version that is not live, and forgets it. It waits until reads that may be of it have ended,
+// for 3 seconds after it was live, and then takes a SCAN of all keys. It returns ErrVersion if the version is live. A Load
+// of the version that runs meanwhile ends with ErrVersion, and what it wrote last may stay until Drop is called again, as
+// may what is left if Drop returns an error.
 func (v *View[K, T]) Drop(ctx context.Context, version string) error {
 	if err := v.v.drop(ctx, version); err != nil {
 		return fmt.Errorf("featurestore: drop: %w", err)

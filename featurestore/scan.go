@@ -57,10 +57,11 @@ func (v *view) isPrimary(ctx context.Context, node rueidis.Client) (bool, error)
 	return !strings.Contains(info, "role:slave"), err
 }
 
-// All returns all rows of the version that is live when it begins, in no order. It takes a SCAN of all keys, and a round trip per
-// page of it: it is for exports. Rows that are written meanwhile may be among them or not. It remembers a hash of each key, 16
-// bytes, so that none comes twice. If Redis cannot be asked, or the version was dropped meanwhile (ErrVersion), the last row is Broken,
-// of no entity, with the error. With Options.Key, rows without event time, which may be somebody else's hashes, are left out.
+// All returns all rows of the version that is live when it begins, in no order. It takes a SCAN of all keys, and a round
+// trip per page of it: it is for exports. Rows that are written meanwhile may be among them or not. It remembers a hash of
+// each key, 16 bytes, so that none comes twice. If Redis cannot be asked, or the version was dropped meanwhile
+// (ErrVersion), the last row is Broken, of no entity, with the error. With Options.Key, rows without event time, which may
+// be somebody else's hashes, are left out.
 func (v *View[K, T]) All(ctx context.Context) iter.Seq2[K, Row[T]] {
 	return func(yield func(K, Row[T]) bool) {
 		err := v.all(ctx, yield)
@@ -126,8 +127,9 @@ func (v *View[K, T]) allOf(ctx context.Context, version string, yield func(K, Ro
 	})
 }
 
-// Delete deletes rows of the version that is live, and returns how many there were. Other views' rows of the same entities stay. A Put
-// that comes later writes again, whatever its event time. Two round trips; of a Cluster, the second one to each node.
+// Delete deletes rows of the version that is live, and returns how many there were. Other views' rows of the same entities
+// stay. A Put that comes later writes again, whatever its event time. Two round trips; of a Cluster, the second one to each
+// node.
 func (v *View[K, T]) Delete(ctx context.Context, ks ...K) (int, error) {
 	n, err := v.delete(ctx, ks)
 	if err != nil {
@@ -175,10 +177,10 @@ func (v *view) deleteKeys(ctx context.Context, keys []string, known *knownSchema
 	return n, err
 }
 
-// DeleteAll deletes all rows of the view, of all versions, and what Redis knows of the view, and returns how many rows outside
-// versions there were. Nobody should write the view meanwhile, and processes that wrote it before should be started anew: of rows that
-// they write, other processes do not know the schema, and leave features that theirs has not. With Options.Key, rows without event time,
-// which may be somebody else's hashes, stay. It takes a SCAN of all keys per version.
+// DeleteAll deletes all rows of the view, of all versions, and what Redis knows of the view, and returns how many rows
+// outside versions there were. Nobody should write the view meanwhile, and processes that wrote it before should be started
+// anew: of rows that they write, other processes do not know the schema, and leave features that theirs has not. With
+// Options.Key, rows without event time, which may be somebody else's hashes, stay. It takes a SCAN of all keys per version.
 func (v *View[K, T]) DeleteAll(ctx context.Context) (int, error) {
 	n, err := v.v.deleteAll(ctx)
 	if err != nil {
@@ -213,8 +215,8 @@ func (v *view) deleteAll(ctx context.Context) (int, error) {
 	return n, err
 }
 
-// deleteRows deletes all rows of a version, and returns how many there were outside versions. Keys that only look like the view's are left
-// alone.
+// deleteRows deletes all rows of a version, and returns how many there were outside versions. Keys that only look like the
+// view's are left alone.
 func (v *view) deleteRows(ctx context.Context, version string) (n int, err error) {
 	_, known, err := v.target(ctx, true)
 	if err != nil {

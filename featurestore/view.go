@@ -58,9 +58,9 @@ type Options struct {
 	// "features".
 	Prefix string
 
-	// Share keeps the rows of an entity in one hash, "Prefix:{entity}", for all views of the prefix that have it, so that one command
-	// reads several of them. They must be of the same kind of entity, and of the same codec or without a view that has the
-	// name of a feature; no two may have a feature of the same name: else they write over each other's.
+	// Share keeps the rows of an entity in one hash, "Prefix:{entity}", for all views of the prefix that have it, so that
+	// one command reads several of them. They must be of the same kind of entity, and of the same codec or without a view
+	// that has the name of a feature; no two may have a feature of the same name: else they write over each other's.
 	Share bool
 
 	// Codec is how rows are encoded. Defaults to Fields. Packed is for rows that are read as a whole by this package.
@@ -189,11 +189,11 @@ type view struct {
 	rows     sync.Pool // of *row
 }
 
-// NewView compiles the tags of T and K and returns the view of that name, which is of letters, digits, _, . and -. It does no
-// I/O. Tags of T's fields are `feature:"name"`, with options after commas: f32 encodes a float64 as float32, default=value is for
-// rows that do not have the feature, and comes last. Types of features are bool, all integers, floats, string, []byte,
-// time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the tag are ignored, but a struct
-// that is embedded must not have the tag inside.
+// NewView compiles the tags of T and K and returns the view of that name, which is of letters, digits, _, . and -. It does
+// no I/O. Tags of T's fields are `feature:"name"`, with options after commas: f32 encodes a float64 as float32,
+// default=value is for rows that do not have the feature, and comes last. Types of features are bool, all integers, floats,
+// string, []byte, time.Time, slices and arrays of floats, types made of those, and [Opt] of any of them. Fields without the
+// tag are ignored, but a struct that is embedded must not have the tag inside.
 func NewView[K comparable, T any](client rueidis.Client, name string, opts Options) (*View[K, T], error) {
 	v, err := newView(client, name, opts, reflect.TypeFor[K](), reflect.TypeFor[T]())
 	if err != nil {
@@ -272,8 +272,8 @@ const (
 	// dumpFields is from how many fields on hashes that are the view's own are read with DUMP, in Redis' own format. HMGET walks a
 	// compact hash from its beginning for each field, and each value is a string to the client; DUMP is one.
 	dumpFields = 20
-	// dumpOthers is how many bytes of a hash may be none that were asked for, which DUMP carries nevertheless. Where there were more,
-	// or DUMP did not return what is understood here, hashes are read with HMGET for as long as dumpAgain.
+	// dumpOthers is how many bytes of a hash may be none that were asked for, which DUMP carries nevertheless. Where there
+	// were more, or DUMP did not return what is understood here, hashes are read with HMGET for as long as dumpAgain.
 	dumpOthers = 4096
 	dumpAgain  = 10 * time.Second
 )

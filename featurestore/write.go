@@ -31,13 +31,13 @@ const (
 
 func (o Outcome) String() string { return [...]string{"none", "applied", "older", "same"}[o] }
 
-// Put writes a whole row, unless a later one is there: features that are absent, null, or no longer in the schema leave nothing behind.
-// at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds: the rest is cut off. It is
-// written to the version that is live, if one is; if another one becomes so meanwhile, to both. (Of a Cluster it may be the old one alone, if the
-// switch and the Put were under way in the same 20ms.)
+// Put writes a whole row, unless a later one is there: features that are absent, null, or no longer in the schema leave
+// nothing behind. at is the time of the event that the features are of, after 1970 and before 2255, in whole microseconds:
+// the rest is cut off. It is written to the version that is live, if one is; if another one becomes so meanwhile, to both.
+// (Of a Cluster it may be the old one alone, if the switch and the Put were under way in the same 20ms.)
 //
-// One round trip, and one more before the first of a process and the first after a second without one. When its reply is lost, Put may be sent again, which does no harm: it
-// then may return Same, or Older if another row came in between.
+// One round trip, and one more before the first of a process and the first after a second without one. When its reply is
+// lost, Put may be sent again, which does no harm: it then may return Same, or Older if another row came in between.
 func (v *View[K, T]) Put(ctx context.Context, k K, value T, at time.Time) (Outcome, error) {
 	w := write{v: v.v, began: time.Now()}
 	out, err := w.put(ctx, unsafe.Pointer(&k), unsafe.Pointer(&value), at)
@@ -57,9 +57,9 @@ type Assign struct {
 // To is an Assign for Patch. value is of the feature's type, or of one of the same kind that fits; nil is null.
 func To(feature string, value any) Assign { return Assign{feature, value} }
 
-// Patch writes some features of a row and leaves the others, unless a later row is there. The row's event time becomes at, for all
-// of its features. If there is no row, the others are absent. With codec Packed the row must be readable; with the others, what Patch sets is
-// mended. Two round trips; more if the row is written by others meanwhile.
+// Patch writes some features of a row and leaves the others, unless a later row is there. The row's event time becomes at,
+// for all of its features. If there is no row, the others are absent. With codec Packed the row must be readable; with the
+// others, what Patch sets is mended. Two round trips; more if the row is written by others meanwhile.
 func (v *View[K, T]) Patch(ctx context.Context, k K, at time.Time, set ...Assign) (Outcome, error) {
 	w := write{v: v.v, began: time.Now()}
 	var value T
@@ -243,8 +243,8 @@ func (w *write) send(ctx context.Context, k unsafe.Pointer, version string, know
 	return code, nil
 }
 
-// liveAfter reads a reply of liveScript that came last in a pipeline of writes, which was sent at a time. Of a Cluster it may have come from
-// another node long before they were done; then it is asked again.
+// liveAfter reads a reply of liveScript that came last in a pipeline of writes, which was sent at a time. Of a Cluster it
+// may have come from another node long before they were done; then it is asked again.
 func (v *view) liveAfter(ctx context.Context, reply rueidis.RedisResult, sent time.Time) (live, state string, err error) {
 	if live, state, err = liveReply(reply); err != nil {
 		return "", "", err

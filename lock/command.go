@@ -54,11 +54,12 @@ const (
 	maxOpTimeout = 2 * time.Second
 )
 
-// asideFor is for how long after a command had no reply commands do not go on connections that are shared: those may have fallen silent,
-// which the client takes some 11s to notice.
+// asideFor is for how long after a command had no reply commands do not go on connections that are shared: those may have
+// fallen silent, which the client takes some 11s to notice.
 const asideFor = 15 * time.Second
 
-// maxAside is how many commands at a time go on connections of their own: what a server that hung did to many is no reason to open as many.
+// maxAside is how many commands at a time go on connections of their own: what a server that hung did to many is no reason
+// to open as many.
 const maxAside = 8
 
 // do runs a script. ctx is the caller's with a bound of ours.
@@ -78,8 +79,8 @@ func (l *Locker) aside() bool {
 	return until != 0 && int64(sinceEpoch()) < until
 }
 
-// maxMisses is how many commands in a row may go aside and have no reply before one is tried on shared connections again: those of the
-// pool may be silent too, and are closed when they prove to be; or the client may have no more of them.
+// maxMisses is how many commands in a row may go aside and have no reply before one is tried on shared connections again:
+// those of the pool may be silent too, and are closed when they prove to be; or the client may have no more of them.
 const maxMisses = 2
 
 // noteSilence notes what became of a command that went aside, or did not.
@@ -278,8 +279,8 @@ func isFull(err error) bool {
 	return ok && strings.HasPrefix(e.Error(), "OOM")
 }
 
-// closings counts how often in a row the client has said that it is closed. One that has moved to another primary says so too, of what was
-// on its way to the old one.
+// closings counts how often in a row the client has said that it is closed. One that has moved to another primary says so
+// too, of what was on its way to the old one.
 type closings int
 
 const maxClosings = 3

@@ -57,9 +57,9 @@
 // Full: what is held can be renewed, released and handed on, and nothing new be acquired. Evicting: locks are keys with a
 // TTL like others; use noeviction, or a Redis of their own.
 //
-// Connections that fell silent, as a firewall may make them: after a command that had no reply in time, the next ones for 15s go on
-// connections of the client's pool of blocking ones, eight at a time, so that locks live on. A subscription from which nothing is heard is made again after two
-// looks.
+// Connections that fell silent, as a firewall may make them: after a command that had no reply in time, the next ones for
+// 15s go on connections of the client's pool of blocking ones, eight at a time, so that locks live on. A subscription from
+// which nothing is heard is made again after two looks.
 //
 // Without rights to publish or subscribe, or while the subscription is down, waiters ask ten times a second.
 //

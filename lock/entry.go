@@ -399,8 +399,8 @@ func (l *Locker) released(e *entry) {
 }
 
 // tellReleased releases a token whose lease was valid a moment ago, and goes on with the entry. If the release was tried
-// before, or is repeated, and then finds nothing, the first one did it. If it is uncertain whether a command that takes the lock is still on its
-// way, it is released again later.
+// before, or is repeated, and then finds nothing, the first one did it. If it is uncertain whether a command that takes the
+// lock is still on its way, it is released again later.
 func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used int64, repeated, uncertain bool) error {
 	began := sinceEpoch()
 	returned := false

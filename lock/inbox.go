@@ -40,8 +40,9 @@ func (i *inbox) waits(e *entry, yes bool) {
 	}
 }
 
-// mode is that of the next acquire script that waits. It asks for a message, which is the only way to know that we may subscribe, that
-// others may publish, and that one reaches the other: the connection may have fallen silent, or be to a server that is primary no more.
+// mode is that of the next acquire script that waits. It asks for a message, which is the only way to know that we may
+// subscribe, that others may publish, and that one reaches the other: the connection may have fallen silent, or be to a
+// server that is primary no more.
 func (i *inbox) mode() string {
 	if !i.subscribed {
 		return "wait"

@@ -18,10 +18,10 @@
 // RetryAfter is exact: if nobody else comes first, the same call passes then, and not before, but by fractions
 // of the time it takes to tell. For fixed windows it is in whole milliseconds, else in microseconds.
 //
-// One round trip per decision, however many calls it decides: those of a limiter that come while some are under way
-// share the next, each decided as if it had come alone. A call waits for one that is under way at most, by no timer, and
-// not at all if there is none. One caller's context does not end the others' calls. A key that was refused is not asked for again for a moment: see Options.DenyCacheSize. In a
-// cluster only calls for the same key share round trips.
+// One round trip per decision, however many calls it decides: those of a limiter that come while some are under way share
+// the next, each decided as if it had come alone. A call waits for one that is under way at most, by no timer, and not at
+// all if there is none. One caller's context does not end the others' calls. A key that was refused is not asked for again
+// for a moment: see Options.DenyCacheSize. In a cluster only calls for the same key share round trips.
 //
 // What was taken for a caller that left before Redis answered is given back, except by [AllowMany]: to just what it was
 // taken from, so that never more than the limit passes. That is nothing where its window has ended, or its step of a sliding one

@@ -330,8 +330,8 @@ func (l *Limiter) decideLocally(key string, n int64) (Result, bool) {
 	return l.denied.look(l, key, n)
 }
 
-// Peek tells whether Allow would pass, and takes nothing: Remaining is what is left now. It always asks Redis, once, and writes nothing there. OnFailure does
-// not apply: a failure is an error.
+// Peek tells whether Allow would pass, and takes nothing: Remaining is what is left now. It always asks Redis, once, and
+// writes nothing there. OnFailure does not apply: a failure is an error.
 func (l *Limiter) Peek(ctx context.Context, key string) (Result, error) {
 	if l.err != nil {
 		return Result{}, l.err
@@ -354,11 +354,11 @@ func (l *Limiter) ask(ctx context.Context, key string, n int64) (Result, error) 
 	}, nil
 }
 
-// Refund gives n units back that were taken but not used, at most so many that the limit is whole. Of a sliding window
-// it is the units taken last that are given back, which is exact for the latest call; of a fixed window those of the
-// present one. So to give back units of an earlier window or entry, or of a bucket that was full since, can let more than
-// the limit pass: give back soon, and nothing that was taken about a Window ago. It makes one round trip, and is not repeated if its answer is lost. OnFailure does not apply: a failure
-// is an error. n less than 1 is an error.
+// Refund gives n units back that were taken but not used, at most so many that the limit is whole. Of a sliding window it
+// is the units taken last that are given back, which is exact for the latest call; of a fixed window those of the present
+// one. So to give back units of an earlier window or entry, or of a bucket that was full since, can let more than the limit
+// pass: give back soon, and nothing that was taken about a Window ago. It makes one round trip, and is not repeated if its
+// answer is lost. OnFailure does not apply: a failure is an error. n less than 1 is an error.
 func (l *Limiter) Refund(ctx context.Context, key string, n int64) error {
 	if err := l.check(n); err != nil {
 		return err

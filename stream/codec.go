@@ -14,14 +14,15 @@ import (
 
 // Codec turns values into the fields of an entry and back. It must be safe for concurrent use.
 type Codec[T any] interface {
-	// Append appends names and values of fields, in turn, at least one of each, and does not keep the slice. Names that begin with "_" are
-	// the package's own.
+	// Append appends names and values of fields, in turn, at least one of each, and does not keep the slice. Names that
+	// begin with "_" are the package's own.
 	Append(fields []string, v T) ([]string, error)
 	// Decode returns the value of an entry's fields, names and values in turn. It may keep the strings, but not the slice.
 	Decode(fields []string) (T, error)
 }
 
-// JSON returns a codec that stores a value with encoding/json in the field "data", as json.Marshal does a pointer to it. It is the default.
+// JSON returns a codec that stores a value with encoding/json in the field "data", as json.Marshal does a pointer to it. It
+// is the default.
 func JSON[T any]() Codec[T] { return &jsonCodec[T]{} }
 
 type jsonCodec[T any] struct {
@@ -32,8 +33,8 @@ const jsonField = "data"
 
 var errNoData = errors.New(`stream: entry has no field "data"`)
 
-// jsonEncoder keeps what encoding a value needs. It writes texts one after the other into chunks, and never again where one is: commands have
-// them as strings, which a client may keep.
+// jsonEncoder keeps what encoding a value needs. It writes texts one after the other into chunks, and never again where one
+// is: commands have them as strings, which a client may keep.
 type jsonEncoder[T any] struct {
 	json  *json.Encoder
 	value T // here, since what is passed to json would otherwise be copied to the heap

@@ -14,11 +14,12 @@ import (
 // done is acknowledged.
 var ErrLeaseLost = errors.New("stream: lease lost")
 
-// ErrStopping is the cause with which a handler's context ends when it is still at work GroupOptions.DrainTimeout after Run was told to stop.
+// ErrStopping is the cause with which a handler's context ends when it is still at work GroupOptions.DrainTimeout after Run
+// was told to stop.
 var ErrStopping = errors.New("stream: stopping")
 
-// ErrUnfinished is what Run returns when handlers did not end in time, or Redis did not confirm what was handled or handed over. Other consumers
-// will handle these messages again once their leases have ended.
+// ErrUnfinished is what Run returns when handlers did not end in time, or Redis did not confirm what was handled or handed
+// over. Other consumers will handle these messages again once their leases have ended.
 var ErrUnfinished = errors.New("stream: not all could be finished")
 
 // ErrSecondGroup means that GroupOptions.DeleteOnAck would take messages away from another group.
@@ -30,7 +31,8 @@ var ErrPanic = errors.New("stream: handler panicked")
 // Handler handles a message. If it returns nil, the message is acknowledged; an error has it handled again, after a while, up to
 // GroupOptions.MaxAttempts times, unless it is made by [Drop], [DeadLetter] or [RetryAfter]. A panic is an error.
 //
-// Its context does not end with that of Run, nor when the handler returns. It ends with [ErrLeaseLost] or [ErrStopping]; see [context.Cause].
+// Its context does not end with that of Run, nor when the handler returns. It ends with [ErrLeaseLost] or [ErrStopping];
+// see [context.Cause].
 type Handler[T any] func(ctx context.Context, m *Message[T]) error
 
 // BatchHandler handles several messages at once: all of them are acknowledged, or all handled again, from then on each alone.
@@ -57,13 +59,15 @@ func Drop(err error) error { return &verdict{outcome: Dropped, err: err} }
 // DeadLetter returns an error that makes a message a dead letter at once, with err as the reason. err may be nil.
 func DeadLetter(err error) error { return &verdict{outcome: Dead, err: err} }
 
-// RetryAfter returns an error that has a message handled again after d, without counting this attempt. err may be nil. If this Run ends before, others
-// handle it within about a lease. For a message that must wait whatever happens, publish another with [Delay].
+// RetryAfter returns an error that has a message handled again after d, without counting this attempt. err may be nil. If
+// this Run ends before, others handle it within about a lease. For a message that must wait whatever happens, publish
+// another with [Delay].
 func RetryAfter(d time.Duration, err error) error {
 	return &verdict{outcome: Retried, after: max(d, 0), err: err}
 }
 
-// GroupOptions configures a [Group]; the zero value works. All consumers of a group should have the same. Durations are whole milliseconds.
+// GroupOptions configures a [Group]; the zero value works. All consumers of a group should have the same. Durations are
+// whole milliseconds.
 type GroupOptions[T any] struct {
 	// Start is where a group that does not exist yet begins: after the entry of that id, or with the first if it is "", the
 	// default. A group that disappears while it runs begins with the first again: nothing is left out.
@@ -72,7 +76,8 @@ type GroupOptions[T any] struct {
 	// Workers is how many handlers run at once in one Run. 1 to 10,000. Defaults to 16.
 	Workers int
 
-	// Batch is how many messages are read at once at most, and how many RunBatch passes to its handler. 1 to 10,000. Defaults to 256.
+	// Batch is how many messages are read at once at most, and how many RunBatch passes to its handler. 1 to 10,000.
+	// Defaults to 256.
 	Batch int
 
 	// MaxInFlight bounds the messages, not their bytes, that one Run has, from delivery to acknowledgement: those that others must
@@ -85,24 +90,26 @@ type GroupOptions[T any] struct {
 	// a handler takes. 100ms to 24h. Defaults to 30s.
 	Lease time.Duration
 
-	// MaxAttempts is after how many attempts a message becomes a dead letter. An attempt ends with an error, a panic, or the
-	// end of the process. Having been delivered to a process that is killed counts as one too, even if it had not begun. Last attempts that were inherited are
-	// made one after the other within a Run: one that hangs holds the others that this Run has up. With 1, all messages of a batch that RunBatch fails become dead letters.
-	// Negative: never. Defaults to 5.
+	// MaxAttempts is after how many attempts a message becomes a dead letter. An attempt ends with an error, a panic, or
+	// the end of the process. Having been delivered to a process that is killed counts as one too, even if it had not
+	// begun. Last attempts that were inherited are made one after the other within a Run: one that hangs holds the others
+	// that this Run has up. With 1, all messages of a batch that RunBatch fails become dead letters. Negative: never.
+	// Defaults to 5.
 	MaxAttempts int
 
-	// Backoff says how long to wait after the given attempt, from 1, has failed. The message stays in this process meanwhile, and counts for
-	// MaxInFlight. Defaults to a second, doubled with each attempt up to a minute, less up to a quarter; also if it panics.
+	// Backoff says how long to wait after the given attempt, from 1, has failed. The message stays in this process
+	// meanwhile, and counts for MaxInFlight. Defaults to a second, doubled with each attempt up to a minute, less up to a
+	// quarter; also if it panics.
 	Backoff func(attempt int) time.Duration
 
 	// DrainTimeout is how long Run waits for handlers at work when its context has ended; then theirs end too, and a second
 	// later it gives up. At least 1ms. Defaults to 10s.
 	DrainTimeout time.Duration
 
-	// Key, if it is set, has messages with the same key handled one after the other, in the order of their ids, within one Run. (But for
-	// those that another consumer left, and those which Redis delivers by a command that was given up more than a moment before.) One that is handled
-	// again holds those behind it up, and once MaxInFlight is full of these, all other keys too. A message that could not be decoded has no key; if Key panics, it counts
-	// as such.
+	// Key, if it is set, has messages with the same key handled one after the other, in the order of their ids, within one
+	// Run. (But for those that another consumer left, and those which Redis delivers by a command that was given up more
+	// than a moment before.) One that is handled again holds those behind it up, and once MaxInFlight is full of these, all
+	// other keys too. A message that could not be decoded has no key; if Key panics, it counts as such.
 	Key func(T) string
 
 	// DeleteOnAck removes messages from the stream when they are acknowledged. Run refuses it if the stream has a second group, and
@@ -206,8 +213,8 @@ type Group[T any] struct {
 	resumed chan struct{} // closed while not paused
 }
 
-// Group returns the consumer group of that name. Nothing happens, and the group need not exist, until Run. A name that is empty, or bad options,
-// are an error of each method.
+// Group returns the consumer group of that name. Nothing happens, and the group need not exist, until Run. A name that is
+// empty, or bad options, are an error of each method.
 func (s *Stream[T]) Group(name string, opts GroupOptions[T]) *Group[T] {
 	g := &Group[T]{s: s, name: name, opts: opts, runs: map[*consumer[T]]struct{}{}, resumed: make(chan struct{})}
 	close(g.resumed)

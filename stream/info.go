@@ -244,9 +244,10 @@ func (g *Group[T]) dead(e entry) (*DeadMessage[T], error) {
 	return d, nil
 }
 
-// Redrive puts dead letters back at the end of the stream, for this group alone, and returns how many: those of the given ids, of DeadMessage.ID, or all
-// that there are when it begins. Each is put back once, whoever calls how often. They come with new ids and begin with their first attempt.
-// Readers without a group see them too, as do programs that do not use this package.
+// Redrive puts dead letters back at the end of the stream, for this group alone, and returns how many: those of the given
+// ids, of DeadMessage.ID, or all that there are when it begins. Each is put back once, whoever calls how often. They come
+// with new ids and begin with their first attempt. Readers without a group see them too, as do programs that do not use
+// this package.
 func (g *Group[T]) Redrive(ctx context.Context, ids ...ID) (int, error) {
 	if g.err != nil {
 		return 0, g.err

@@ -93,8 +93,8 @@ func (c *consumer[T]) lose(t *task[T]) {
 	}
 }
 
-// sweepLoop takes over what other consumers have left, and what came in replies that were never seen. After a failure it lets a quarter of the
-// lease pass from when Redis is back, in which living ones can renew what they could not.
+// sweepLoop takes over what other consumers have left, and what came in replies that were never seen. After a failure it
+// lets a quarter of the lease pass from when Redis is back, in which living ones can renew what they could not.
 func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	sw := sweep{cursor: noCursor}
 	orphans := adoption{looked: sinceEpoch(), most: renewChunk}
@@ -233,7 +233,8 @@ func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, e
 	return !failed && (sw.cursor != noCursor || latest == 0), nil
 }
 
-// countDeleted counts deleted entries, but those that this consumer has: if they are not at work, they are counted when they would begin.
+// countDeleted counts deleted entries, but those that this consumer has: if they are not at work, they are counted when
+// they would begin.
 func (c *consumer[T]) countDeleted(ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -244,8 +245,8 @@ func (c *consumer[T]) countDeleted(ids []string) {
 	}
 }
 
-// reserveToClaim returns how many entries to claim now, most at most unless it is 0, and keeps room for as many until claimingEnds. If there is
-// none, what comes free is for claiming.
+// reserveToClaim returns how many entries to claim now, most at most unless it is 0, and keeps room for as many until
+// claimingEnds. If there is none, what comes free is for claiming.
 func (c *consumer[T]) reserveToClaim(most int) int {
 	waiting, _ := c.queue.state()
 	c.mu.Lock()
@@ -296,7 +297,8 @@ func (c *consumer[T]) sleepOrTurn(ctx context.Context, d time.Duration) bool {
 // free is for how many messages there is room. c.mu is held.
 func (c *consumer[T]) free() int { return c.opts.MaxInFlight - len(c.tasks) - c.reading - c.claiming }
 
-// ahead is how many messages may wait for workers: what takes them a second, but for a start without knowing how long a handler takes.
+// ahead is how many messages may wait for workers: what takes them a second, but for a start without knowing how long a
+// handler takes.
 func (c *consumer[T]) ahead() int {
 	mean := c.mean.Load()
 	if mean == 0 {
@@ -354,7 +356,8 @@ type adoption struct {
 	most   int // entries at once
 }
 
-// untilLook returns how long it is until the search: once at once, and once when whatever was under way has reached Redis or never will.
+// untilLook returns how long it is until the search: once at once, and once when whatever was under way has reached Redis
+// or never will.
 func (c *consumer[T]) untilLook(a *adoption) time.Duration {
 	suspected := time.Duration(c.suspected.Load())
 	switch settled := suspected + readBlock + opTimeout; {
@@ -367,8 +370,8 @@ func (c *consumer[T]) untilLook(a *adoption) time.Duration {
 	}
 }
 
-// look takes entries that were delivered to this consumer in replies that it never saw, if there may be any, and returns whether there are more than
-// it has room for.
+// look takes entries that were delivered to this consumer in replies that it never saw, if there may be any, and returns
+// whether there are more than it has room for.
 func (c *consumer[T]) look(ctx context.Context, a *adoption) (more bool, err error) {
 	if c.untilLook(a) > a.wait.last {
 		return false, nil

@@ -40,9 +40,9 @@ func publicationOf(opts []PublishOption) *publication {
 	return p
 }
 
-// IdempotencyKey makes publishing twice with the same key, within Options.IdempotencyTTL of the first, publish once and return the same id; what
-// the second would publish is ignored. It is then sent again if its reply is lost. In a batch, the key of value i (from 0) is
-// key, a slash and i, which must not be that of another message.
+// IdempotencyKey makes publishing twice with the same key, within Options.IdempotencyTTL of the first, publish once and
+// return the same id; what the second would publish is ignored. It is then sent again if its reply is lost. In a batch, the
+// key of value i (from 0) is key, a slash and i, which must not be that of another message.
 func IdempotencyKey(key string) PublishOption {
 	return func(p *publication) { p.once, p.hasOnce = key, true }
 }
@@ -52,8 +52,9 @@ func Header(name, value string) PublishOption {
 	return func(p *publication) { p.headers = append(p.headers, headerPrefix+name, value) }
 }
 
-// Delay publishes after d, give or take a second, while a group of the stream runs: its consumers move what is due to the end of the stream. Until then it
-// has no id, and Publish returns an empty one. Options.MaxLen does not apply to it. Whole milliseconds; not negative.
+// Delay publishes after d, give or take a second, while a group of the stream runs: its consumers move what is due to the
+// end of the stream. Until then it has no id, and Publish returns an empty one. Options.MaxLen does not apply to it. Whole
+// milliseconds; not negative.
 func Delay(d time.Duration) PublishOption {
 	return func(p *publication) {
 		if d < 0 || d%time.Millisecond != 0 {
@@ -79,8 +80,8 @@ var (
 	errTooMany  = errors.New("too many fields")
 )
 
-// Publish appends v and returns its id. With headers it has at most 3,500 fields. An error that is not Redis' own leaves open whether it did: publish again if twice is
-// better than not at all, or use [IdempotencyKey]. One round trip.
+// Publish appends v and returns its id. With headers it has at most 3,500 fields. An error that is not Redis' own leaves
+// open whether it did: publish again if twice is better than not at all, or use [IdempotencyKey]. One round trip.
 func (s *Stream[T]) Publish(ctx context.Context, v T, opts ...PublishOption) (ID, error) {
 	id, err := s.publish(ctx, v, publicationOf(opts))
 	if err != nil {

@@ -140,8 +140,8 @@ func (q *queue[T]) close() (left []*task[T]) {
 	return left
 }
 
-// lanes keep tasks back that must not be handled yet: those whose key is at work, and those that are to be handled alone. A task that goes on
-// holds its lane until it is released.
+// lanes keep tasks back that must not be handled yet: those whose key is at work, and those that are to be handled alone. A
+// task that goes on holds its lane until it is released.
 type lanes[T any] struct {
 	keys     map[string][]*task[T] // what waits for each key that is held
 	soloHeld bool

@@ -173,12 +173,13 @@ func (e *DecodeError) Error() string { return "stream: decode: " + e.Err.Error()
 // Unwrap returns the codec's error.
 func (e *DecodeError) Unwrap() error { return e.Err }
 
-// Tail yields the entries after the one of the id from, of which "" is before the first and [Latest] the last at the moment when the loop begins. It
-// waits for more until ctx ends, which ends the loop. Nothing that is still in the stream is left out or comes twice, whatever
-// happens to connections; to go on later, begin with the last id.
+// Tail yields the entries after the one of the id from, of which "" is before the first and [Latest] the last at the moment
+// when the loop begins. It waits for more until ctx ends, which ends the loop. Nothing that is still in the stream is left
+// out or comes twice, whatever happens to connections; to go on later, begin with the last id.
 //
-// An entry that cannot be decoded comes with a [*DecodeError] and its id, and the next ones follow. While Redis cannot be reached, Tail
-// tries again, with pauses of a second at most. An error that Redis replies, such as that the key is no stream, is the last.
+// An entry that cannot be decoded comes with a [*DecodeError] and its id, and the next ones follow. While Redis cannot be
+// reached, Tail tries again, with pauses of a second at most. An error that Redis replies, such as that the key is no
+// stream, is the last.
 func (s *Stream[T]) Tail(ctx context.Context, from ID) iter.Seq2[*Message[T], error] {
 	return func(yield func(*Message[T], error) bool) {
 		fail := func(err error) { yield(&Message[T]{}, fmt.Errorf("stream: tail: %w", err)) }
@@ -256,8 +257,8 @@ func (s *Stream[T]) read(ctx context.Context, last ID) ([]entry, error) {
 		Build().ToPipe().UnblockOnCancel()))
 }
 
-// Range yields the entries from the id from to the id to, both included; "" is the first or the last. An entry that cannot be decoded comes
-// with a [*DecodeError] and its id; any other error is the last. One round trip per 100 entries.
+// Range yields the entries from the id from to the id to, both included; "" is the first or the last. An entry that cannot
+// be decoded comes with a [*DecodeError] and its id; any other error is the last. One round trip per 100 entries.
 func (s *Stream[T]) Range(ctx context.Context, from, to ID) iter.Seq2[*Message[T], error] {
 	return func(yield func(*Message[T], error) bool) {
 		var scratch []string

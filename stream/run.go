@@ -17,8 +17,9 @@ import (
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
-// Run handles messages until ctx ends. Then it hands what no handler has begun over to other consumers, waits for the handlers at work,
-// acknowledges what they have done, and returns nil, or ErrUnfinished. Any number of processes may run a group.
+// Run handles messages until ctx ends. Then it hands what no handler has begun over to other consumers, waits for the
+// handlers at work, acknowledges what they have done, and returns nil, or ErrUnfinished. Any number of processes may run a
+// group.
 //
 // It returns an error at once if the options are bad, if Redis says that the key is no stream or that this is not allowed, or as
 // ErrSecondGroup. While Redis cannot be reached it tries again, with pauses of a second at most.
@@ -193,8 +194,8 @@ func (c *consumer[T]) send(ctx context.Context, call script.Call) rueidis.RedisR
 	return script.Do(ctx, c.s.client, call)
 }
 
-// detourFor is how long the loops use connections of their own after a shared one was silent. It is longer than the client's defaults take to
-// notice that.
+// detourFor is how long the loops use connections of their own after a shared one was silent. It is longer than the
+// client's defaults take to notice that.
 const detourFor = 15 * time.Second
 
 // aside reports whether the loops are to do without shared connections.
@@ -368,8 +369,8 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 	}
 }
 
-// awaitLook waits, where messages have an order, until entries in replies that were never seen have been looked for: they come before those that
-// are read next. It returns false if ctx ends.
+// awaitLook waits, where messages have an order, until entries in replies that were never seen have been looked for: they
+// come before those that are read next. It returns false if ctx ends.
 func (c *consumer[T]) awaitLook(ctx context.Context) bool {
 	for c.opts.Key != nil && c.looked.Load() < c.suspected.Load() {
 		if !sleep(ctx, 5*time.Millisecond) {
@@ -407,8 +408,8 @@ func (c *consumer[T]) room() int {
 	return 0
 }
 
-// leastGrace is how much longer than it waits for entries a read may take, at first: if nothing is heard from a connection, the next read takes
-// another one.
+// leastGrace is how much longer than it waits for entries a read may take, at first: if nothing is heard from a connection,
+// the next read takes another one.
 func (c *consumer[T]) leastGrace() time.Duration { return min(time.Second, c.opTimeout) }
 
 func (c *consumer[T]) read(ctx context.Context, n int, grace time.Duration) ([]entry, error) {
@@ -591,8 +592,8 @@ func (c *consumer[T]) finish(handlers context.Context, workers *sync.WaitGroup) 
 // releaseChunk keeps scripts short, and their arguments within what Lua unpacks.
 const releaseChunk = 200
 
-// release hands tasks over, and returns false if Redis does not confirm it: then it does not go on. One that waits for its next attempt is claimed no
-// earlier than it would have been handled, but within a lease.
+// release hands tasks over, and returns false if Redis does not confirm it: then it does not go on. One that waits for its
+// next attempt is claimed no earlier than it would have been handled, but within a lease.
 func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) bool {
 	for len(tasks) > 0 {
 		chunk := tasks[:min(releaseChunk, len(tasks))]
@@ -628,7 +629,8 @@ func (c *consumer[T]) takeLeft() []*task[T] {
 	return left
 }
 
-// leave hands over what came too late, removes the consumer if nothing is pending for it, and returns false if Redis does not say what that is.
+// leave hands over what came too late, removes the consumer if nothing is pending for it, and returns false if Redis does
+// not say what that is.
 func (c *consumer[T]) leave(ctx context.Context) bool {
 	if !c.release(ctx, c.takeLeft()) {
 		return false

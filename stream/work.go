@@ -248,7 +248,8 @@ func (w *worker[T]) measure(took time.Duration) {
 	w.handled, w.took = 0, 0
 }
 
-// prepare sees to it that an attempt may begin, and returns its message, with an error if it cannot be decoded, or nil if it may not.
+// prepare sees to it that an attempt may begin, and returns its message, with an error if it cannot be decoded, or nil if
+// it may not.
 func (w *worker[T]) prepare(t *task[T], now time.Duration) (*Message[T], error) {
 	c := w.c
 	if t.lost.Load() {

@@ -132,8 +132,8 @@ func TestRegisters_MergeBothEncodings(t *testing.T) {
 	}
 }
 
-// TestRegisters_CountIsWithinTheBound adds random hashes as Redis does: 14 bits choose a register, which has the most zeros that the others
-// ever began with, plus one.
+// TestRegisters_CountIsWithinTheBound adds random hashes as Redis does: 14 bits choose a register, which has the most zeros
+// that the others ever began with, plus one.
 func TestRegisters_CountIsWithinTheBound(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{10, 1000, 30_000, 100_000, 1_000_000} {

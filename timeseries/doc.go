@@ -30,14 +30,14 @@
 // # When something fails
 //
 // A reply is lost, or Redis hangs: the call returns [ErrUnknown] after Options.Timeout, or twice that if it had to wait for
-// another. The first call of a process waits for one more, which all first calls share. The event may have been counted; what may have
-// been is never sent twice. What was acknowledged stands.
+// another. The first call of a process waits for one more, which all first calls share. The event may have been counted;
+// what may have been is never sent twice. What was acknowledged stands.
 //
-// Redis is down, full, read-only or loading: an error, and what it is about is not counted. A full Redis still takes some: top
-// lists of TopSize members, and what shares their script. With FlushEvery what Redis has surely not taken is kept and written later,
-// up to Options.MaxPending; what it may have taken is not, and Hooks.Drop tells. A process that ends without Close loses what
-// it has gathered. What is gathered goes out in parts of some 2000 buckets and members, of which each may take Options.Timeout; where one
-// is not answered those behind it are not sent, except in a cluster.
+// Redis is down, full, read-only or loading: an error, and what it is about is not counted. A full Redis still takes some:
+// top lists of TopSize members, and what shares their script. With FlushEvery what Redis has surely not taken is kept and
+// written later, up to Options.MaxPending; what it may have taken is not, and Hooks.Drop tells. A process that ends without
+// Close loses what it has gathered. What is gathered goes out in parts of some 2000 buckets and members, of which each may
+// take Options.Timeout; where one is not answered those behind it are not sent, except in a cluster.
 //
 // A slot of a cluster moves: Redis refuses scripts of which some keys have moved, or are new, with TRYAGAIN. They are sent again
 // until Options.Timeout ends, and then refused: a series whose slot takes longer cannot begin new chunks meanwhile.
@@ -67,11 +67,11 @@
 // DUMP, which is ten times cheaper than HGETALL; where that is forbidden HGETALL is used after all, at the cost of one more round
 // trip, once; where it has another format, each time. Users may test with miniredis.
 //
-// A user with an ACL needs, on prefix:*, EVAL, EVALSHA, TIME, GET, SET, PTTL and PEXPIREAT for anything; to write counters HINCRBY and
-// HDEL, statistics HGET, HSET and HDEL, distinct counts PFADD, top lists ZCARD, ZSCORE, ZADD and ZPOPMIN; to read HMGET, DUMP
-// or HGETALL, PFCOUNT and ZRANGE; to delete UNLINK and HDEL. CONFIG GET is asked for once and may be refused. Without one
-// of those that a write needs it is refused, though top lists and distinct counts may have it in part; a user who loses
-// PEXPIREAT while processes run may leave such keys without expiry.
+// A user with an ACL needs, on prefix:*, EVAL, EVALSHA, TIME, GET, SET, PTTL and PEXPIREAT for anything; to write counters
+// HINCRBY and HDEL, statistics HGET, HSET and HDEL, distinct counts PFADD, top lists ZCARD, ZSCORE, ZADD and ZPOPMIN; to
+// read HMGET, DUMP or HGETALL, PFCOUNT and ZRANGE; to delete UNLINK and HDEL. CONFIG GET is asked for once and may be
+// refused. Without one of those that a write needs it is refused, though top lists and distinct counts may have it in part;
+// a user who loses PEXPIREAT while processes run may leave such keys without expiry.
 //
 // # What it is not for
 //

@@ -41,8 +41,8 @@ type Range struct {
 	// Fill is for buckets without events, of the past and since when the store keeps events.
 	Fill Fill
 
-	// MaxPoints bounds the points of each series: if there were more, it is ErrTooMany. So it is if all series of a RangeMany had more
-	// than 1,000,000 together. At most 1,000,000. Defaults to 11,000.
+	// MaxPoints bounds the points of each series: if there were more, it is ErrTooMany. So it is if all series of a
+	// RangeMany had more than 1,000,000 together. At most 1,000,000. Defaults to 11,000.
 	MaxPoints int
 }
 

@@ -42,8 +42,8 @@ var (
 	// ErrResolution means that no resolution that is kept for that long has a bucket border where one is asked for.
 	ErrResolution = errors.New("timeseries: no resolution can express this")
 
-	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000 keys. Nothing was
-	// read.
+	// ErrTooMany means that an answer would have more than Range.MaxPoints points, or would be made of more than 20,000
+	// keys. Nothing was read.
 	ErrTooMany = errors.New("timeseries: too many points")
 )
 
@@ -89,8 +89,8 @@ type Options struct {
 	// At least 1ms, at most 1h.
 	FlushEvery time.Duration
 
-	// MaxPending bounds the events of different buckets, and members, that wait in this process: the call that reaches it may go beyond.
-	// At least 1000. Defaults to 100,000.
+	// MaxPending bounds the events of different buckets, and members, that wait in this process: the call that reaches it
+	// may go beyond. At least 1000. Defaults to 100,000.
 	MaxPending int
 
 	// MaxLate is how old an event may be. 0 is as old as a resolution keeps it. Whole seconds.
@@ -103,9 +103,9 @@ type Options struct {
 	// have the same; after a change lists begin anew. 1 to 10,000. Defaults to 100.
 	TopSize int
 
-	// Timeout bounds each round trip; a call waits for two at most, the first ones for three, more if thousands of buckets are written at
-	// once. With FlushEvery, a Flush may take as many as there are parts to write: 2000 buckets or members each. The client's Dialer.Timeout should not be longer. At
-	// least 1ms, at most 1h. Defaults to 1s.
+	// Timeout bounds each round trip; a call waits for two at most, the first ones for three, more if thousands of buckets
+	// are written at once. With FlushEvery, a Flush may take as many as there are parts to write: 2000 buckets or members
+	// each. The client's Dialer.Timeout should not be longer. At least 1ms, at most 1h. Defaults to 1s.
 	Timeout time.Duration
 
 	// Clock says what time it is, for events without a time of their own. nil is the Redis server's time, whatever this

@@ -27,8 +27,8 @@ type TopTotal struct {
 }
 
 // List returns the k members with the largest counts in [from, to), in one round trip. As long as all buckets have fewer
-// than Options.TopSize members Error is 0. A member that is not among all those found was counted at most Error times; Error is at most
-// what was counted in all, divided by TopSize.
+// than Options.TopSize members Error is 0. A member that is not among all those found was counted at most Error times;
+// Error is at most what was counted in all, divided by TopSize.
 func (t Top) List(ctx context.Context, from, to time.Time, k int) (TopTotal, error) {
 	total, err := t.list(ctx, from, to, k)
 	if err != nil {

@@ -1,14 +1,15 @@
-// Doctor says whether a Redis is safe for what is done with it: whether its policy may evict locks, whether a restart would lose
-// what is pending, which of its keys lack a TTL, and some twenty things more; each with the reason, a command that helps and a page to
-// read. It only reads.
+// Doctor says whether a Redis is safe for what is done with it: whether its policy may evict locks, whether a restart would
+// lose what is pending, which of its keys lack a TTL, and some twenty things more; each with the reason, a command that
+// helps and a page to read. It only reads.
 //
 //	go -C examples run ./doctor redis://127.0.0.1:6379
 //	go -C examples run ./doctor -pattern cache=scores:,lock redis://127.0.0.1:6379
 //	go -C examples run ./doctor -format json -strict rediss://me:secret@cache.example.com:6380
 //
-// The address may also be in REDIS_URL; redis://one:7000?addr=two:7000 is for a cluster, and ?master_set=name for Sentinel. With no
-// address the doctor looks at a server that it starts for the purpose, with locks beside a full cache under allkeys-lru, if there is a
-// redis-server or valkey-server to start; and else at what it once saw of such a one. That is a demonstration and always ends with 0.
+// The address may also be in REDIS_URL; redis://one:7000?addr=two:7000 is for a cluster, and ?master_set=name for Sentinel.
+// With no address the doctor looks at a server that it starts for the purpose, with locks beside a full cache under
+// allkeys-lru, if there is a redis-server or valkey-server to start; and else at what it once saw of such a one. That is a
+// demonstration and always ends with 0.
 //
 // The exit code is 0 if all is well, 1 with -strict if there are warnings or something could not be read, 2 if something is wrong,
 // and 3 if nothing could be checked.

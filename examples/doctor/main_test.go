@@ -39,7 +39,8 @@ func TestRun_WithoutAnything(t *testing.T) {
 	require.Contains(t, out, "OK      MEM01  maxmemory leaves the machine room\n")
 }
 
-// With a redis-server in PATH the program starts it, and where there is none, as on machines with containers alone, it does as above.
+// With a redis-server in PATH the program starts it, and where there is none, as on machines with containers alone, it does
+// as above.
 func TestRun_WithWhatIsThere(t *testing.T) {
 	t.Setenv("REDIS_URL", "")
 	what := "What follows is a recording"

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// registry writes metrics in Prometheus' text format. In a service use its client library, or OpenTelemetry's: the hooks stay the same.
+// registry writes metrics in Prometheus' text format. In a service use its client library, or OpenTelemetry's: the hooks
+// stay the same.
 type registry struct {
 	mu      sync.Mutex
 	metrics []interface{ write(b *bytes.Buffer) }

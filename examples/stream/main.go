@@ -1,6 +1,7 @@
-// Stream is an order pipeline that loses nothing. The program publishes orders and starts three workers, processes of their own, which
-// bill them. One worker is killed in the midst of its work, and the others take over what it had; one order cannot be billed, and
-// becomes a dead letter; one is idempotent: it is sent twice, and there once. At the end it shows that each order was handled.
+// Stream is an order pipeline that loses nothing. The program publishes orders and starts three workers, processes of their
+// own, which bill them. One worker is killed in the midst of its work, and the others take over what it had; one order
+// cannot be billed, and becomes a dead letter; one is idempotent: it is sent twice, and there once. At the end it shows
+// that each order was handled.
 //
 //	go -C examples run ./stream [-orders 400]
 //

@@ -1,5 +1,5 @@
-// Timeseries counts the hits of a day through an HTTP handler, and draws them: per minute, and in all. It runs with nothing installed: a
-// Redis is embedded, unless REDIS_URL names one.
+// Timeseries counts the hits of a day through an HTTP handler, and draws them: per minute, and in all. It runs with nothing
+// installed: a Redis is embedded, unless REDIS_URL names one.
 //
 //	go -C examples run ./timeseries [-out chart.html]
 //

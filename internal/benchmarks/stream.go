@@ -23,8 +23,8 @@ const (
 	streamBacklog = 1_000_000
 )
 
-// streamCases publish and consume messages of 100 bytes. The limit is rueidis by hand: XADD, and one loop of XREADGROUP and XACK, 256
-// entries each. Watermill's subscriber is the peer.
+// streamCases publish and consume messages of 100 bytes. The limit is rueidis by hand: XADD, and one loop of XREADGROUP and
+// XACK, 256 entries each. Watermill's subscriber is the peer.
 func streamCases(b *bench) []benchCase {
 	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{b.addr}})
 	if err != nil {
@@ -94,7 +94,8 @@ func streamCases(b *bench) []benchCase {
 	return append(cases, latency, streamConsume(b, client, marshaller, encoded))
 }
 
-// streamLatency measures from publishing to handling, in streams where nothing else happens. An operation is one message, there and handled.
+// streamLatency measures from publishing to handling, in streams where nothing else happens. An operation is one message,
+// there and handled.
 func newStreamLatency(b *bench, client rueidis.Client) (benchCase, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -314,8 +314,8 @@ func TestFeaturestoreDump_RestoreIsHset(t *testing.T) {
 	}
 }
 
-// loadFeatures loads 300 rows, of which the one of number 7 is invalid and the last is of the first one's entity, and checks that each
-// is there as it was last.
+// loadFeatures loads 300 rows, of which the one of number 7 is invalid and the last is of the first one's entity, and
+// checks that each is there as it was last.
 func loadFeatures(t *testing.T, v *featurestore.View[int, featureItem], version string, progress func(featurestore.LoadStats)) {
 	t.Helper()
 	const n = 300
@@ -445,8 +445,8 @@ func TestFeaturestoreDump_RestoreIsRefused(t *testing.T) { //nolint:tparallel //
 	}
 }
 
-// Rows of many features are read with DUMP, and with HMGET where Redis does not keep the hash compact, or refuses DUMP, or the key is none
-// of ours: then, and for the next time.
+// Rows of many features are read with DUMP, and with HMGET where Redis does not keep the hash compact, or refuses DUMP, or
+// the key is none of ours: then, and for the next time.
 func TestFeaturestoreDump_WideRowsAreDumped(t *testing.T) {
 	t.Parallel()
 	server := redistest.Shared(t)

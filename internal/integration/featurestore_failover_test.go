@@ -41,8 +41,9 @@ func TestFeaturestore_SwitchesDuringFailovers(t *testing.T) {
 	})
 }
 
-// switchDuringFailovers reads while versions are loaded and switched and Redis fails over. What Redis loses may be missing or as before,
-// but no read is of two versions or has a version's number with another one's name, or takes for ever; and when it is over, all goes on.
+// switchDuringFailovers reads while versions are loaded and switched and Redis fails over. What Redis loses may be missing
+// or as before, but no read is of two versions or has a version's number with another one's name, or takes for ever; and
+// when it is over, all goes on.
 func switchDuringFailovers(t *testing.T, client rueidis.Client, failovers ...func(control string)) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -186,8 +187,8 @@ func (c *featureStalledConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// If Redis does not say which version is live, nor that it is another one than what is cached, a row that is missing in the old one is an
-// error: the old version may be gone.
+// If Redis does not say which version is live, nor that it is another one than what is cached, a row that is missing in the
+// old one is an error: the old version may be gone.
 func TestFeaturestore_MissingMeansMissing(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -23,7 +23,8 @@ import (
 	"github.com/redispatterns/redispatterns/stream"
 )
 
-// MaxLen holds for each way of publishing now, about: whole nodes of entries are removed, 100 in each, and a batch is trimmed every 64.
+// MaxLen holds for each way of publishing now, about: whole nodes of entries are removed, 100 in each, and a batch is
+// trimmed every 64.
 func TestStream_MaxLen(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
@@ -53,7 +54,8 @@ func TestStream_MaxLen(t *testing.T) {
 	requireBounded(300 + 100)
 }
 
-// However handling fails, it is tried exactly MaxAttempts times, and the dead letter has what the entry had. Others are not affected.
+// However handling fails, it is tried exactly MaxAttempts times, and the dead letter has what the entry had. Others are not
+// affected.
 func TestStream_DeadLetters(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
@@ -228,7 +230,8 @@ func TestStream_OrderPerKey(t *testing.T) {
 	require.Greater(t, most.Load(), int64(1), "different keys are handled at once")
 }
 
-// streamLossyConn loses the reply to a read of a group, if it is told to, and with it itself. Looking for what was lost takes it long.
+// streamLossyConn loses the reply to a read of a group, if it is told to, and with it itself. Looking for what was lost
+// takes it long.
 type streamLossyConn struct {
 	net.Conn
 	reads atomic.Bool

@@ -75,7 +75,8 @@ type streamProxy struct {
 	generation atomic.Int64
 }
 
-// silence has all connections that there are swallow what they get, without an end, as when a router has forgotten them. New ones work.
+// silence has all connections that there are swallow what they get, without an end, as when a router has forgotten them.
+// New ones work.
 func (p *streamProxy) silence() { p.generation.Add(1) }
 
 func newStreamProxy(t *testing.T, upstream string) *streamProxy {
@@ -208,7 +209,8 @@ func (streamRaw) Append(fields []string, v []string) ([]string, error) {
 
 func (streamRaw) Decode(fields []string) ([]string, error) { return slices.Clone(fields), nil }
 
-// Entries of other programs may have more fields than a script can pass on: as dead letters, redriven, and dead again, they keep them all.
+// Entries of other programs may have more fields than a script can pass on: as dead letters, redriven, and dead again, they
+// keep them all.
 func TestStream_ManyFields(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{3500, 3550, 3551, 5000, 30_000} {
@@ -637,8 +639,9 @@ func TestStream_PanicsOutsideOfTheHandler(t *testing.T) {
 	})
 }
 
-// Connections fall silent, and nobody says so; the client itself notices after 11 seconds. Within a lease, what was in a reply that did not come is
-// found and acknowledged, and what comes next is handled; if leases are long, that takes about 2 seconds. Nothing is lost to others meanwhile.
+// Connections fall silent, and nobody says so; the client itself notices after 11 seconds. Within a lease, what was in a
+// reply that did not come is found and acknowledged, and what comes next is handled; if leases are long, that takes about 2
+// seconds. Nothing is lost to others meanwhile.
 func TestStream_SilentConnections(t *testing.T) {
 	t.Parallel()
 	for lease, within := range map[time.Duration]time.Duration{4 * time.Second: 4 * time.Second, 30 * time.Second: 3500 * time.Millisecond} {
@@ -754,7 +757,8 @@ func TestStream_AfterAHangOwnersComeFirst(t *testing.T) {
 	require.Empty(t, begun)
 }
 
-// streamReadHolder loses one reply of a read, which has more published, and holds the next one back while what is pending is looked through.
+// streamReadHolder loses one reply of a read, which has more published, and holds the next one back while what is pending
+// is looked through.
 type streamReadHolder struct {
 	redistest.PassThrough
 	armed     atomic.Bool

@@ -69,8 +69,8 @@ func (l *timeseriesLoad) stop() {
 	l.wg.Wait()
 }
 
-// requireCounted requires that all that was acknowledged is there, unless some may be lost, and no more than what was tried; and that
-// no call took longer than two round trips, and what a busy machine adds.
+// requireCounted requires that all that was acknowledged is there, unless some may be lost, and no more than what was
+// tried; and that no call took longer than two round trips, and what a busy machine adds.
 func (l *timeseriesLoad) requireCounted(t *testing.T, mayLose bool) {
 	t.Helper()
 	counted := timeseriesSum(t, l.s, l.series)
@@ -142,8 +142,8 @@ func TestTimeseries_SentinelFailover(t *testing.T) {
 	timeseriesKeys(t, client, prefix, func(_ rueidis.Client, key string, ttl int64) { require.Positive(t, ttl, key) })
 }
 
-// TestTimeseries_ClusterFailover has a failover that loses nothing, as the primary stops and waits for its replica, and one after a kill.
-// What other primaries have does not notice.
+// TestTimeseries_ClusterFailover has a failover that loses nothing, as the primary stops and waits for its replica, and one
+// after a kill. What other primaries have does not notice.
 func TestTimeseries_ClusterFailover(t *testing.T) {
 	t.Parallel()
 	cluster := redistest.StartCluster(t, 1)

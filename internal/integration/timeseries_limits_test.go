@@ -569,8 +569,9 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 	require.LessOrEqual(t, len(answers[0].Datapoints)+91*len(answers[1].Datapoints), 200_000)
 }
 
-// TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly has a clock that walks past the borders at which small buckets are kept
-// no more: each window that New takes is counted as the model does all the time, and none is that is sometimes made of others.
+// TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly has a clock that walks past the borders at which small
+// buckets are kept no more: each window that New takes is counted as the model does all the time, and none is that is
+// sometimes made of others.
 func TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -49,8 +49,8 @@ func (s *Script) Last() *Script {
 type Call struct {
 	Script     *Script
 	Keys, Args []string
-	// Aside takes a connection of the client's blocking pool, which is closed unless it answers in time: those that are shared may have
-	// fallen silent.
+	// Aside takes a connection of the client's blocking pool, which is closed unless it answers in time: those that are
+	// shared may have fallen silent.
 	Aside bool
 }
 

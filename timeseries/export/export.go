@@ -11,9 +11,9 @@
 //	POST /metrics   and POST /search: the series' names
 //	POST /query     points of the targets that are asked for, each once: at most Options.MaxPoints of each and 200,000 in all
 //
-// Only series that Options.Series names are served, of which those that are not UTF-8 cannot be. There is no authentication: put it
-// behind yours. What it answers is bounded, and so is what it reads. A read from Redis that fails is a 503, without details. A series
-// whose sum overflows has no value, and the others are answered.
+// Only series that Options.Series names are served, of which those that are not UTF-8 cannot be. There is no
+// authentication: put it behind yours. What it answers is bounded, and so is what it reads. A read from Redis that fails is
+// a 503, without details. A series whose sum overflows has no value, and the others are answered.
 package export
 
 import (
@@ -48,8 +48,9 @@ type Options struct {
 	// Metric is the name of the gauge. Defaults to "timeseries_events".
 	Metric string
 
-	// Window is what the gauge counts: the last whole one, of those that begin at multiples of it since 1970-01-01 UTC. A multiple of
-	// the smallest Step of the store that has a Keep of at least two windows and the next larger Step. Defaults to 1m.
+	// Window is what the gauge counts: the last whole one, of those that begin at multiples of it since 1970-01-01 UTC. A
+	// multiple of the smallest Step of the store that has a Keep of at least two windows and the next larger Step. Defaults
+	// to 1m.
 	Window time.Duration
 
 	// MaxPoints bounds each target of a query; wider buckets make up for it. 1 to 100,000. Defaults to 11,000.

@@ -20,12 +20,12 @@
 // All nodes that the client knows, primaries and replicas; with Expect.Dial also the replicas that a client of one server or of
 // Sentinel does not know. Keys are sampled on primaries, or on what there is.
 //
-// A pattern is judged if a sample has keys of it or Expect.Uses names it. Keys are known by their prefixes: those that the packages of
-// this library have by default, and Expect.Prefixes. Streams are known by their type. Keys of no known prefix are counted, and KEY01
-// says so: nothing is known then of what may happen to them.
+// A pattern is judged if a sample has keys of it or Expect.Uses names it. Keys are known by their prefixes: those that the
+// packages of this library have by default, and Expect.Prefixes. Streams are known by their type. Keys of no known prefix
+// are counted, and KEY01 says so: nothing is known then of what may happen to them.
 //
-// Where there are many keys it walks over 50,000 for each prefix at most, and may meet none of a pattern that has few; and keys that were
-// evicted are not met at all. So name what the server is for.
+// Where there are many keys it walks over 50,000 for each prefix at most, and may meet none of a pattern that has few; and
+// keys that were evicted are not met at all. So name what the server is for.
 //
 // # What it cannot see
 //
@@ -216,8 +216,8 @@ type KeySummary struct {
 	All     bool    `json:"all"` // whether no key was left out
 }
 
-// Group is findings that differ in their nodes only, or what could not be read for one reason, for all checks that lack it: their ids
-// are in ID.
+// Group is findings that differ in their nodes only, or what could not be read for one reason, for all checks that lack it:
+// their ids are in ID.
 type Group struct {
 	Finding
 	Nodes []string `json:"nodes"`
@@ -267,8 +267,8 @@ func (r Report) Checked() bool {
 	return slices.ContainsFunc(r.Nodes, func(n NodeSummary) bool { return n.Server != "" })
 }
 
-// Check looks at all nodes and judges what it sees. It takes Expect.Interval and the time of reading. An error means that nothing was
-// looked at: expect is wrong, or ctx has ended.
+// Check looks at all nodes and judges what it sees. It takes Expect.Interval and the time of reading. An error means that
+// nothing was looked at: expect is wrong, or ctx has ended.
 func Check(ctx context.Context, client rueidis.Client, expect Expect) (Report, error) {
 	snapshot, err := Collect(ctx, client, expect)
 	if err != nil {

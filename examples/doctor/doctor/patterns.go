@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// defaults are the prefixes that this library's packages use unless they are told otherwise. A cache's and a stream's name is up to its
-// user: streams are known by their type, and caches have to be named.
+// defaults are the prefixes that this library's packages use unless they are told otherwise. A cache's and a stream's name
+// is up to its user: streams are known by their type, and caches have to be named.
 var defaults = map[string]Pattern{
 	"cache:":     Cache,
 	"lock:":      Lock,
