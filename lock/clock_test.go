@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,8 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// clockwork is as much of a Redis as it takes to hold, renew and release leases that nobody else wants, within a bubble of
-// synctest: a real client talks to it, and both have a fake clock, so that hours take no time and moments are exact.
+// clockwork is as much of a Redis as it takes to hold, renew and release leases, and to ask for those of others, within a
+// bubble of synctest: a real client talks to it, and both have a fake clock, so that hours take no time and moments are exact.
 type clockwork struct {
 	speed float64              // of its clock, by the client's
 	delay func() time.Duration // before a command is executed, and again before its reply is sent
@@ -34,11 +35,31 @@ type clockwork struct {
 	stalled  chan struct{} // closed when it goes on
 	mute     bool          // it executes what it is told and says nothing, nor ever again on that connection
 	renewals []int         // how many locks each script was for
+	looks    int           // how often a lock was asked for that another has
+	channel  string        // that is subscribed to
+	inbox    chan<- string // where its messages go, or nil
+	gagged   bool          // it publishes nothing
+	closing  time.Duration // what it takes to close a connection
 }
 
 type clockworkLease struct {
 	token string
 	until time.Time // by the client's clock
+}
+
+type clockworkConn struct {
+	net.Conn
+	c *clockwork
+}
+
+func (c *clockworkConn) Close() error {
+	c.c.mu.Lock()
+	closing := c.c.closing
+	c.c.mu.Unlock()
+	if closing > 0 {
+		<-time.After(closing)
+	}
+	return c.Conn.Close()
 }
 
 // startClockwork must be called in a bubble.
@@ -57,7 +78,7 @@ func startClockwork(t *testing.T, speed float64, delay func() time.Duration, opt
 			number := len(c.conns)
 			c.mu.Unlock()
 			go c.serve(number, ours)
-			return theirs, nil
+			return &clockworkConn{theirs, c}, nil
 		},
 	}
 	for _, opt := range opts {
@@ -93,7 +114,14 @@ func (c *clockwork) lease(name string) clockworkLease {
 // serve answers the commands of one connection, one after the other.
 func (c *clockwork) serve(number int, conn net.Conn) {
 	replies := make(chan string, 1000) // the client may write on while a reply is on its way
-	defer close(replies)
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.inbox == replies {
+			c.inbox = nil
+		}
+		close(replies)
+	}()
 	go func() {
 		defer conn.Close()
 		for reply := range replies {
@@ -117,6 +145,11 @@ func (c *clockwork) serve(number int, conn net.Conn) {
 			continue
 		}
 		<-stalled
+		if args[0] == "SUBSCRIBE" {
+			c.mu.Lock()
+			c.channel, c.inbox = args[1], replies
+			c.mu.Unlock()
+		}
 		reply, heard := c.execute(args)
 		<-time.After(c.delay())
 		if mute = mute || !heard; !mute {
@@ -160,6 +193,8 @@ func (c *clockwork) execute(args []string) (string, bool) {
 	switch args[0] {
 	case "HELLO":
 		reply = "%2\r\n$7\r\nversion\r\n$5\r\n8.0.0\r\n$5\r\nproto\r\n:3\r\n"
+	case "SUBSCRIBE":
+		reply = ">3\r\n" + bulk("subscribe") + bulk(args[1]) + ":1\r\n"
 	case "EVALSHA":
 		reply = "-NOSCRIPT it knows sources alone\r\n"
 	case "EVAL":
@@ -169,7 +204,9 @@ func (c *clockwork) execute(args []string) (string, bool) {
 	return reply, !c.mute
 }
 
-// run does what a script does with locks for which nobody waits.
+func bulk(s string) string { return fmt.Sprintf("$%d\r\n%s\r\n", len(s), s) }
+
+// run does what a script does with locks, but for queues.
 func (c *clockwork) run(source string, keys, args []string) string {
 	now := time.Now()
 	micros := c.began.UnixMicro() + int64(float64(now.Sub(c.began).Microseconds())*c.speed)
@@ -187,6 +224,13 @@ func (c *clockwork) run(source string, keys, args []string) string {
 		if c.leases[keys[0]].token == args[0] { // asked again
 			return fmt.Sprintf("*4\r\n:1\r\n:%d\r\n:%[1]d\r\n:0\r\n", micros)
 		}
+		c.looks++
+		if args[3] == "hello" && c.inbox != nil && !c.gagged {
+			_, number, _ := strings.Cut(args[0], ".")
+			c.inbox <- ">3\r\n" + bulk("message") + bulk(c.channel) + bulk("hello "+number+" "+keys[0])
+		}
+		other := c.leases[keys[0]]
+		return fmt.Sprintf("*5\r\n:0\r\n:%d\r\n:%d\r\n", micros, other.until.Sub(now).Milliseconds()) + bulk(other.token) + bulk("")
 	case withCommon(releaseSource):
 		if free(keys[0]) || c.leases[keys[0]].token != args[0] {
 			return ":0\r\n"
@@ -428,4 +472,83 @@ func TestRenewal_GoesOnWhereConnectionsFellSilent(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A subscription that is given back when nobody waits had proven itself. The next one, which may begin before that is closed,
+// has not, and until it does waiters ask ten times a second.
+func TestInbox_EachSubscriptionProvesItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		l := lockerOf(t, client, Options{})
+		looks := func(gagged bool) int {
+			c.mu.Lock()
+			c.leases["lock:{name}"] = clockworkLease{"another.1", time.Now().Add(time.Hour)}
+			c.looks, c.gagged = 0, gagged
+			c.mu.Unlock()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			_, err := l.Lock(ctx, "name")
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.looks
+		}
+		c.mu.Lock()
+		c.closing = time.Second
+		c.mu.Unlock()
+		require.Less(t, looks(false), 10)
+		for running := true; running; {
+			<-time.After(time.Second / 2)
+			l.mu.Lock()
+			running = l.inbox.runs
+			l.mu.Unlock()
+		}
+		require.Greater(t, looks(true), 80)
+	})
+}
+
+// handedContext ends without a word.
+type handedContext struct {
+	context.Context //nolint:containedctx // it is one
+	over            atomic.Bool
+}
+
+func (c *handedContext) Err() error {
+	if c.over.Load() {
+		return context.Canceled
+	}
+	return nil
+}
+
+// A Lock whose ctx ends in the moment in which the lock is passed on to it gives that back in the background.
+func TestLock_EndsAsItIsHandedTheLock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		l := lockerOf(t, client, Options{})
+		lk := lockOf(t, l, "name")
+		ctx := &handedContext{Context: t.Context()}
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, err = l.Lock(ctx, "name")
+		}()
+		<-time.After(defaultTTL / 2) // renewed once, it has fences to give
+		ctx.over.Store(true)
+		goOn := c.stall()
+		defer goOn()
+		require.NoError(t, lk.Unlock(t.Context()))
+		synctest.Wait()
+		select {
+		case <-done:
+			require.ErrorIs(t, err, context.Canceled)
+		default:
+			t.Fatal("it waits for the release")
+		}
+		goOn()
+		<-time.After(time.Second)
+		require.Empty(t, c.leases)
+	})
 }

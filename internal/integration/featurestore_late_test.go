@@ -138,6 +138,33 @@ func TestFeaturestoreLate_PutAsksAgainAfterItsScriptWasUnknown(t *testing.T) {
 	require.Equal(t, int64(3), row.Value.A)
 }
 
+// Of a Cluster, the node that says what is live may do so long before the row is written elsewhere: then it is asked again.
+func TestFeaturestoreLate_PutAsksAgainWhenNodesWereSlow(t *testing.T) {
+	t.Parallel()
+	server := redistest.SharedCluster(t)
+	client := server.Client(t)
+	ctx := t.Context()
+	opts := featurestore.Options{Prefix: redistest.Prefix(t)}
+	h := &featureLate{word: "EVALSHA"}
+	v := newFeatures[int, featureA](t, rueidishook.WithHook(client, h), "users", opts)
+	other := newFeatures[int, featureA](t, client, "users", opts)
+	putFeatures(t, v, 1, featureA{1}, featureTime(1))
+	r, err := other.Begin(ctx, "v1")
+	require.NoError(t, err)
+	_, err = r.Load(ctx, featureSeq([]int{2}, func(int) (featureA, time.Time) { return featureA{2}, featureTime(1) }), featurestore.LoadOptions{SkipOrderCheck: true})
+	require.NoError(t, err)
+	h.after = func() {
+		require.NoError(t, r.Commit(ctx))
+		require.NoError(t, after(ctx, 30*time.Millisecond))
+	}
+	h.on.Store(true)
+	putFeatures(t, v, 1, featureA{3}, featureTime(2))
+	require.False(t, h.on.Load())
+	row, err := v.Pin("v1").Get(ctx, 1)
+	require.NoError(t, err)
+	require.Equal(t, int64(3), row.Value.A)
+}
+
 // Of two rows of an entity with the same event time the second one stays, also if the first one has to be sent again.
 func TestFeaturestoreLate_RowsThatAreSentAgainStayInOrder(t *testing.T) {
 	t.Parallel()
