@@ -26,7 +26,9 @@ local now = time[1] * 1000000 + time[2]
 local token, ttl, meta, mode = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local owner, last, rest = read(value)
 if owner == token then
-	redis.call('PEXPIRE', LOCK, ttl, 'GT')
+	if redis.call('PEXPIRE', LOCK, ttl, 'GT') == 0 then
+		redis.call('PEXPIREAT', LOCK, redis.call('PEXPIRETIME', LOCK)) -- WAIT waits for nothing after what has not written
+	end
 	return {1, last, now, redis.call('EXISTS', QUEUE)}
 end
 if not owner then

@@ -36,6 +36,10 @@ type clockwork struct {
 	mute     bool          // it executes what it is told and says nothing, nor ever again on that connection
 	renewals []int         // how many locks each script was for
 	looks    int           // how often a lock was asked for that another has
+	scripts  int           // that were run
+	failing  string        // what scripts are answered with, if it is not empty; they do nothing then but take locks
+	listens  int           // how often it was asked for a subscription
+	deaf     bool          // it refuses them
 	channel  string        // that is subscribed to
 	inbox    chan<- string // where its messages go, or nil
 	gagged   bool          // it publishes nothing
@@ -194,12 +198,21 @@ func (c *clockwork) execute(args []string) (string, bool) {
 	case "HELLO":
 		reply = "%2\r\n$7\r\nversion\r\n$5\r\n8.0.0\r\n$5\r\nproto\r\n:3\r\n"
 	case "SUBSCRIBE":
-		reply = ">3\r\n" + bulk("subscribe") + bulk(args[1]) + ":1\r\n"
+		c.listens++
+		if reply = ">3\r\n" + bulk("subscribe") + bulk(args[1]) + ":1\r\n"; c.deaf {
+			reply = "-NOPERM no channels\r\n"
+		}
 	case "EVALSHA":
 		reply = "-NOSCRIPT it knows sources alone\r\n"
 	case "EVAL":
+		c.scripts++
 		keys, _ := strconv.Atoi(args[2])
-		reply = c.run(args[1], args[3:3+keys], args[3+keys:])
+		if c.failing == "" || args[1] == withCommon(acquireSource) {
+			reply = c.run(args[1], args[3:3+keys], args[3+keys:])
+		}
+		if c.failing != "" {
+			reply = c.failing
+		}
 	}
 	return reply, !c.mute
 }
@@ -550,5 +563,133 @@ func TestLock_EndsAsItIsHandedTheLock(t *testing.T) {
 		goOn()
 		<-time.After(time.Second)
 		require.Empty(t, c.leases)
+	})
+}
+
+// Of calls that try at the same time one gets the lock, and the others are told at once that it is held.
+func TestTryLock_DoesNotWaitForOthersOfItsProcess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		l := lockerOf(t, client, Options{Meta: "us"})
+		var holder *Lock
+		for range 5 {
+			const tries = 10
+			locks, errs := make([]*Lock, tries), make([]error, tries)
+			var wg sync.WaitGroup
+			if holder != nil { // they meet its release
+				wg.Go(func() { require.NoError(t, holder.Unlock(t.Context())) })
+				synctest.Wait()
+			}
+			began := time.Now()
+			for i := range tries {
+				wg.Go(func() { locks[i], errs[i] = l.TryLock(t.Context(), "name") })
+			}
+			wg.Wait()
+			require.LessOrEqual(t, time.Since(began), 20*time.Millisecond)
+			holder = nil
+			for i, err := range errs {
+				if err == nil {
+					require.Nil(t, holder, "two have it")
+					holder = locks[i]
+					continue
+				}
+				var held *HeldError
+				require.ErrorAs(t, err, &held)
+				require.Equal(t, "us", held.Meta)
+				require.Positive(t, held.TTL)
+			}
+			require.NotNil(t, holder)
+			require.NoError(t, holder.Err())
+		}
+		require.NoError(t, holder.Unlock(t.Context()))
+	})
+}
+
+// Who may not subscribe is not asked again and again when nobody waits any more.
+func TestInbox_IsGivenUpWhenNobodyWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		c.deaf = true
+		l := lockerOf(t, client, Options{})
+		c.leases["lock:{name}"] = clockworkLease{"another.1", time.Now().Add(time.Hour)}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := l.Lock(ctx, "name")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		<-time.After(2 * idleInbox)
+		c.mu.Lock()
+		before := c.listens
+		c.mu.Unlock()
+		require.Greater(t, before, 5)
+		<-time.After(2 * idleInbox)
+		require.Equal(t, before, c.listens)
+	})
+}
+
+// An outage in which many calls fail is no reason for a flood of releases, and nothing is left of them afterwards.
+func TestLock_GivesUpGentlyInAnOutage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Microsecond })
+		const ttl, calls = time.Minute, 50
+		l := lockerOf(t, client, Options{TTL: ttl})
+		outage := func(reply string) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.scripts, c.failing = 0, reply
+		}
+		outage("-LOADING\r\n")
+		var wg sync.WaitGroup
+		for i := range calls {
+			wg.Go(func() {
+				_, err := l.TryLock(t.Context(), strconv.Itoa(i))
+				require.ErrorContains(t, err, "LOADING")
+			})
+		}
+		wg.Wait()
+		<-time.After(10 * time.Second)
+		outage("-LOADING\r\n")
+		<-time.After(10 * time.Second)
+		c.mu.Lock()
+		scripts, leases := c.scripts, len(c.leases)
+		c.mu.Unlock()
+		require.Less(t, scripts, 10*calls*3)
+		require.Equal(t, calls, leases)
+		outage("")
+		<-time.After(time.Second)
+		require.Zero(t, len(c.leases)) //nolint:testifylint // not each of them is of interest
+		<-time.After(ttl)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		require.Zero(t, l.repeats)
+		require.Zero(t, l.running)
+	})
+}
+
+// A command that is not answered in time is another thing than a caller who has no more.
+func TestErrSlow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, client := startClockwork(t, 1, func() time.Duration { return time.Millisecond })
+		l := lockerOf(t, client, Options{TTL: time.Minute})
+		lk := lockOf(t, l, "name")
+		goOn := c.stall()
+		defer goOn()
+		calls := map[string]func(ctx context.Context) error{
+			"extend":  func(ctx context.Context) error { return lk.Extend(ctx, time.Minute) },
+			"inspect": func(ctx context.Context) error { _, err := l.Inspect(ctx, "name"); return err },
+			"break":   func(ctx context.Context) error { _, err := l.Break(ctx, "name"); return err },
+		}
+		for name, call := range calls {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			require.ErrorIs(t, call(ctx), context.DeadlineExceeded, name)
+			cancel()
+			err := call(t.Context())
+			require.ErrorIs(t, err, ErrSlow, name)
+			require.ErrorContains(t, err, "lock: "+name+": ")
+		}
+		require.ErrorIs(t, lk.Unlock(t.Context()), ErrSlow)
 	})
 }

@@ -47,9 +47,9 @@
 // # When Redis fails
 //
 // Down, hung, or out of reach: TryLock fails after a few attempts, and Lock after a TTL without an answer. Locks that are
-// held stay so until their leases end, and are renewed as soon as Redis is back. Each command is
-// bounded by half a TTL, or 2s if that is less. Set the client's Dialer.Timeout, 5s by default, no longer: who needs a
-// connection waits for it.
+// held stay so until their leases end, and are renewed as soon as Redis is back; what was given up is then released, but of
+// more than 10,000 tokens the rest ends with its lease. Each command is bounded by half a TTL, or 2s if that is less. Set
+// the client's Dialer.Timeout, 5s by default, no longer: who needs a connection waits for it.
 //
 // Restarted or flushed: locks are lost, which their holders learn when they next renew, after a third of their TTL at most.
 // Until then another may hold them too. Waiters queue again, in another order.
@@ -58,8 +58,9 @@
 // TTL like others; use noeviction, or a Redis of their own.
 //
 // Connections that fell silent, as a firewall may make them: after a command that had no reply in time, the next ones for
-// 15s go on connections of the client's pool of blocking ones, eight at a time, so that locks live on. A subscription from
-// which nothing is heard is made again after two looks.
+// 15s go on connections of the client's pool of blocking ones, eight at a time, so that locks live on. (Not if several of
+// those are silent too, unless the client's ConnWriteTimeout and Dialer.KeepAlive make it notice in time.) A subscription
+// from which nothing is heard is made again after two looks.
 //
 // Without rights to publish or subscribe, or while the subscription is down, waiters ask ten times a second.
 //

@@ -149,7 +149,7 @@ const lateFor = 10 * time.Second
 // uncertain reports whether a command with the entry's token may still come.
 func (e *entry) uncertain() bool { return e.doubt != 0 && sinceEpoch()-e.doubt < lateFor }
 
-func (l *Locker) renewToken(e *entry) { e.token, e.doubt = l.newToken(), 0 }
+func (l *Locker) renewToken(e *entry) { e.token, e.doubt, e.early = l.newToken(), 0, nil }
 
 func (l *Locker) lock(ctx context.Context, name string, try bool) (*Lock, error) {
 	if err := ctx.Err(); err != nil {
@@ -174,7 +174,7 @@ func (l *Locker) lock(ctx context.Context, name string, try bool) (*Lock, error)
 		return l.first(ctx, e, try)
 	}
 	if try && e.state != calling {
-		err := &HeldError{Holder: e.token, Meta: l.opts.Meta, TTL: max(0, e.until-sinceEpoch())}
+		err := l.heldHere(e)
 		if e.state == queued {
 			err = &HeldError{Holder: e.holder, Meta: e.meta, TTL: max(0, e.sent+e.left-sinceEpoch())}
 		}
@@ -188,6 +188,11 @@ func (l *Locker) lock(ctx context.Context, name string, try bool) (*Lock, error)
 	}
 	l.mu.Unlock()
 	return l.wait(ctx, e, c)
+}
+
+// heldHere is the error of a TryLock for a lock that this process has.
+func (l *Locker) heldHere(e *entry) *HeldError {
+	return &HeldError{Holder: e.token, Meta: l.opts.Meta, TTL: max(0, e.until-sinceEpoch())}
 }
 
 // first is the first call in its process for a name: it asks Redis itself.
@@ -310,6 +315,7 @@ func (l *Locker) admit(ctx context.Context, e *entry) *Lock {
 	t.handle = weak.Make(lk)
 	t.until.Store(int64(l.bounded(t, e.until)))
 	e.tenant = t
+	l.dismiss(e, l.heldHere(e))
 	l.plan(e)
 	return lk
 }
@@ -426,7 +432,7 @@ func (l *Locker) tellReleased(ctx context.Context, e *entry, token string, used 
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("lock: release: %w", err)
+		return fmt.Errorf("lock: release: %w", slow(ctx, err))
 	case found == hadNothing && !repeated:
 		return ErrLost // it was broken, or deleted, or Redis lost it
 	}
@@ -487,6 +493,14 @@ func (l *Locker) tellRequeued(ctx context.Context, e *entry, token string, used 
 		l.answered(e, a, nil)
 	}
 	return nil
+}
+
+// requeueNow does so in the background for a lease that has no tenant.
+func (l *Locker) requeueNow(e *entry) {
+	token, used, uncertain := e.token, e.nextFence-1, e.uncertain()
+	l.released(e)
+	l.renewToken(e)
+	l.spawn(func() { _ = l.tellRequeued(l.stop, e, token, used, uncertain) })
 }
 
 // ask asks for the lock in the background, after a delay.
@@ -633,7 +647,7 @@ func (l *Locker) lose(e *entry, cause error, after time.Duration) {
 			t.finish(endLost)
 		}
 	}
-	l.giveUp(e.keys, token, used, false, after)
+	l.giveUp(e.keys, token, used, e.uncertain(), after)
 	l.released(e)
 	l.restart(e)
 }
@@ -687,6 +701,9 @@ func (l *Locker) dismiss(e *entry, err error) {
 // up: at once, and after each of these.
 var lateArrivals = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond, 600 * time.Millisecond}
 
+// maxRepeats is of how many tokens at a time the release is repeated after it failed: what is more in an outage ends with its lease.
+const maxRepeats = 10_000
+
 // giveUp releases a token in the background, or takes it out of the queue, whichever it turns out to be in.
 func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool, after time.Duration) {
 	l.spawn(func() {
@@ -695,18 +712,23 @@ func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool,
 		}
 		began := sinceEpoch()
 		var closed closings
+		repeats := false
+		defer func() { l.repeat(&repeats, false) }()
 		for attempt, done := 0, 0; ; attempt++ {
 			_, err := l.release(l.stop, &keys, token, used)
-			delay := min(5*time.Millisecond<<min(attempt, 5), 100*time.Millisecond)
+			passed := sinceEpoch() - began
+			var delay time.Duration
 			switch {
 			case err == nil && (!uncertain || done == len(lateArrivals)):
 				return
 			case err == nil:
 				delay = lateArrivals[done]
 				done++
-			case !closed.passing(err) || sinceEpoch()-began > l.opts.TTL+time.Second:
+			case !closed.passing(err) || passed > l.opts.TTL+time.Second || !l.repeat(&repeats, true):
 				return
 			default:
+				delay = min(5*time.Millisecond<<min(attempt, 5), 100*time.Millisecond)
+				delay = max(delay, min(passed/8, 500*time.Millisecond)) // there may be many
 				l.mu.Lock()
 				l.survived(OpRelease, err)
 				l.mu.Unlock()
@@ -716,4 +738,21 @@ func (l *Locker) giveUp(keys lockKeys, token string, used int64, uncertain bool,
 			}
 		}
 	})
+}
+
+// repeat counts a token whose release failed, or no more. It reports false if there are too many.
+func (l *Locker) repeat(counted *bool, yes bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case *counted == yes:
+	case !yes:
+		l.repeats--
+	case l.repeats == maxRepeats:
+		return false
+	default:
+		l.repeats++
+	}
+	*counted = yes
+	return true
 }

@@ -68,6 +68,13 @@ func (i *inbox) end() {
 	i.runs, i.subscribed, i.works, i.owed = false, false, false, 0
 }
 
+// endIdle ends a subscription that has not been used for a while.
+func (i *inbox) endIdle() {
+	if i.runs && i.waiting == 0 && sinceEpoch()-i.lastUse >= idleInbox {
+		i.end()
+	}
+}
+
 // startInbox subscribes, if that is not done. l.mu is held.
 func (l *Locker) startInbox() {
 	if l.inbox.runs || l.closed {
@@ -86,6 +93,7 @@ func (l *Locker) listen(stop chan struct{}) {
 		l.mu.Lock()
 		if l.inbox.stop == stop { // and not a successor's
 			l.inbox.subscribed, l.inbox.works = false, false
+			l.inbox.endIdle()
 			for _, e := range l.names {
 				if e.state == queued {
 					l.schedule(e, min(e.due, sinceEpoch()+rand.N(pollUnheard)))
@@ -142,8 +150,8 @@ func (l *Locker) listenOnce(stop chan struct{}) error {
 			return err
 		case <-idle.C:
 			l.mu.Lock()
-			if i := &l.inbox; i.stop == stop && i.runs && i.waiting == 0 && sinceEpoch()-i.lastUse >= idleInbox {
-				i.end()
+			if l.inbox.stop == stop {
+				l.inbox.endIdle()
 			}
 			l.mu.Unlock()
 		}

@@ -172,7 +172,7 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 	defer cancel()
 	states, now, err := l.sendRenewals(bound, ctx, []renewal{r})
 	if err != nil {
-		return fmt.Errorf("lock: extend: %w", err)
+		return fmt.Errorf("lock: extend: %w", slow(ctx, err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

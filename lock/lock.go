@@ -52,6 +52,7 @@ const (
 	defaultTTL = 10 * time.Second
 	minTTL     = 20 * time.Millisecond
 	maxTTL     = 365 * 24 * time.Hour
+	maxMaxHold = 100 * maxTTL
 	maxMeta    = 1024
 )
 
@@ -70,7 +71,7 @@ type Options struct {
 	NoRenewal bool
 
 	// MaxHold is for how long one Lock can be held at most, renewed or extended: then it is lost. It bounds what a
-	// stuck holder does to others. At least TTL. Defaults to 0: no bound.
+	// stuck holder does to others. At least TTL, and at most 100 years. Defaults to 0: no bound.
 	MaxHold time.Duration
 
 	// Replicas is how many replicas must confirm each acquisition (WAIT), so that a failover to one of them does not lose
@@ -118,6 +119,7 @@ type Locker struct {
 	batch   []*entry      // to be renewed
 	renews  bool          // whether a goroutine does that
 	inbox   inbox
+	repeats int           // how many tokens are given up and could not be yet
 	running int           // goroutines of ours, and calls of others that Close waits for
 	idle    chan struct{} // closed when Close has been called and nothing runs
 }
@@ -169,6 +171,8 @@ func (o *Options) setDefaults() error {
 	switch {
 	case o.MaxHold != 0 && o.MaxHold < o.TTL:
 		return fmt.Errorf("lock: MaxHold must be at least TTL, %v, got %v", o.TTL, o.MaxHold)
+	case o.MaxHold > maxMaxHold:
+		return fmt.Errorf("lock: MaxHold must be at most %v, got %v", maxMaxHold, o.MaxHold)
 	case o.Replicas < 0:
 		return fmt.Errorf("lock: Replicas must be at least 0, got %d", o.Replicas)
 	case len(o.Meta) > maxMeta:
@@ -264,9 +268,13 @@ type Info struct {
 
 // Inspect looks at the lock of that name. One round trip.
 func (l *Locker) Inspect(ctx context.Context, name string) (Info, error) {
+	if err := l.enter(); err != nil {
+		return Info{}, err
+	}
+	defer l.done()
 	info, err := l.inspect(ctx, name)
 	if err != nil {
-		return Info{}, fmt.Errorf("lock: inspect: %w", err)
+		return Info{}, fmt.Errorf("lock: inspect: %w", slow(ctx, err))
 	}
 	return info, nil
 }
@@ -275,9 +283,13 @@ func (l *Locker) Inspect(ctx context.Context, name string) (Info, error) {
 // reports whether it was held. The holder is not asked: it learns of it at once if it listens, and when it next renews,
 // within a third of its TTL, if not. Until then two hold the lock, and only fences tell them apart. One round trip.
 func (l *Locker) Break(ctx context.Context, name string) (bool, error) {
+	if err := l.enter(); err != nil {
+		return false, err
+	}
+	defer l.done()
 	was, err := l.breakLock(ctx, name)
 	if err != nil {
-		return false, fmt.Errorf("lock: break: %w", err)
+		return false, fmt.Errorf("lock: break: %w", slow(ctx, err))
 	}
 	return was, nil
 }
@@ -322,6 +334,17 @@ func (l *Locker) Close(ctx context.Context) error {
 		l.stopNow()
 		return fmt.Errorf("lock: close: %w", ctx.Err())
 	}
+}
+
+// enter begins a call that Close waits for, until done.
+func (l *Locker) enter() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	l.running++
+	return nil
 }
 
 // spawn runs f in a goroutine that Close waits for. l.mu is held.

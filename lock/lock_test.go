@@ -2,6 +2,7 @@ package lock
 
 import (
 	"context"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -36,6 +37,7 @@ func TestNew_ChecksOptions(t *testing.T) {
 		"TTL must": {TTL: time.Second + time.Microsecond},
 		" TTL":     {TTL: maxTTL + time.Millisecond},
 		"MaxHold":  {MaxHold: time.Second},
+		"MaxHold ": {MaxHold: math.MaxInt64},
 		"Replicas": {Replicas: -1},
 		"Meta":     {Meta: strings.Repeat("x", maxMeta+1)},
 	} {
@@ -46,6 +48,10 @@ func TestNew_ChecksOptions(t *testing.T) {
 	l := newLocker(t, Options{TTL: minTTL, MaxHold: minTTL, Meta: strings.Repeat("x", maxMeta)})
 	require.NoError(t, l.Close(t.Context()), "without I/O")
 	_, err = l.Lock(t.Context(), "name")
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = l.Inspect(t.Context(), "name")
+	require.ErrorIs(t, err, ErrClosed)
+	_, err = l.Break(t.Context(), "name")
 	require.ErrorIs(t, err, ErrClosed)
 }
 

@@ -209,6 +209,11 @@ func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
 		return
 	}
 	l.plan(e)
+	if e.calls.first != nil && e.nextFence > e.lastFence {
+		// The server's clock was set back: the fences above ours it may give to another after us. It has to be asked for each.
+		l.requeueNow(e)
+		return
+	}
 	l.next(e)
 }
 

@@ -142,6 +142,21 @@ func TestLockLate_CommandsOfTokensThatAreNoMore(t *testing.T) {
 		}, 2*time.Second, 5*time.Millisecond)
 	}
 
+	// Nor if the lock was taken away before it could be released.
+	h.failing(times(1, io.EOF))
+	lk := acquire(t, l, "broken")
+	was, err := l.Break(t.Context(), "broken")
+	require.NoError(t, err)
+	require.True(t, was)
+	require.ErrorIs(t, lk.Err(), lock.ErrLost)
+	next := acquire(t, other, "broken")
+	require.NoError(t, next.Unlock(t.Context()))
+	late(h.first(t))
+	require.Eventually(t, func() bool {
+		info, err := other.Inspect(t.Context(), "broken")
+		return err == nil && !info.Held
+	}, 2*time.Second, 5*time.Millisecond)
+
 	// Nor are there locks which are taken late together with others.
 	h.failing(nil)
 	var wg sync.WaitGroup
@@ -217,6 +232,75 @@ func TestLockLate_ReplicasConfirmWhatIsPassedOn(t *testing.T) {
 		require.NoError(t, next.err)
 		require.NoError(t, next.Unlock(t.Context()))
 	}
+}
+
+// WAIT waits for what its connection wrote last. So a command that finds the lock taken by itself writes too.
+func TestLockLate_AskingAgainIsConfirmedToo(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	h, l := hookedLocker(t, client, lock.Options{Prefix: "p"})
+	h.failing(nil)
+	lk := acquire(t, l, "name")
+	asked := h.first(t)
+	changes := func() int {
+		info, err := client.Do(t.Context(), client.B().Info().Section("persistence").Build()).ToString()
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(info, "rdb_changes_since_last_save:")
+		number, _, _ := strings.Cut(rest, "\r")
+		n, err := strconv.Atoi(number)
+		require.NoError(t, err)
+		return n
+	}
+	before := changes()
+	const times = 3
+	transaction := rueidis.Commands{client.B().Multi().Build()} // in which time stands still
+	for range times {
+		transaction = append(transaction, client.B().Arbitrary(asked[0]).Args(asked[1:]...).Build())
+	}
+	for _, reply := range client.DoMulti(t.Context(), append(transaction, client.B().Exec().Build())...) {
+		require.NoError(t, reply.Error())
+	}
+	require.GreaterOrEqual(t, changes()-before, times)
+	require.NoError(t, lk.Unlock(t.Context()))
+}
+
+// A server whose clock was set back gives fences above those it gave before, one at a time: a process has none in store.
+func TestLockLate_ClockSetBack(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	opts := lock.Options{Prefix: redistest.Prefix(t)}
+	h, l := hookedLocker(t, client, opts)
+	other := newLocker(t, client, opts)
+	fence := time.Now().Add(time.Hour).UnixMicro()
+	send(t, client, "SET", lockKey(opts.Prefix, "name"), "|"+strconv.FormatInt(fence, 10)+"|before.1", "PX", "5000")
+	lk := acquire(t, l, "name")
+	waiting := []<-chan acquisition{lockInBackground(t, l, "name"), lockInBackground(t, l, "name")}
+	require.NoError(t, after(t.Context(), 50*time.Millisecond))
+	waiting = append(waiting, lockInBackground(t, other, "name"))
+	requireWaiting(t, other, "name", 1)
+	h.failing(nil)
+	for len(waiting) > 0 {
+		require.Greater(t, lk.Fence(), fence)
+		fence = lk.Fence()
+		require.NoError(t, lk.Unlock(t.Context()))
+		for i := 0; ; i = (i + 1) % len(waiting) {
+			select {
+			case next := <-waiting[i]:
+				require.NoError(t, next.err)
+				lk = next.Lock
+				waiting = append(waiting[:i], waiting[i+1:]...)
+			case <-time.After(time.Millisecond):
+				continue
+			case <-t.Context().Done():
+			}
+			break
+		}
+	}
+	require.NoError(t, lk.Unlock(t.Context()))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	require.Less(t, len(h.sent), 100)
 }
 
 func requireNoReplica(t *testing.T, client rueidis.Client) {
