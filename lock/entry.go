@@ -70,9 +70,13 @@ type call struct {
 }
 
 // calls is a list of calls.
-type calls struct{ first, last *call }
+type calls struct {
+	first, last *call
+	tries       int // how many are TryLocks
+}
 
 func (cs *calls) add(c *call) {
+	cs.count(c, 1)
 	c.waits, c.prev, c.next = true, cs.last, nil
 	if cs.last == nil {
 		cs.first = c
@@ -83,6 +87,7 @@ func (cs *calls) add(c *call) {
 }
 
 func (cs *calls) addFirst(c *call) {
+	cs.count(c, 1)
 	c.waits, c.prev, c.next = true, nil, cs.first
 	if cs.first == nil {
 		cs.last = c
@@ -92,7 +97,14 @@ func (cs *calls) addFirst(c *call) {
 	cs.first = c
 }
 
+func (cs *calls) count(c *call, n int) {
+	if c.try {
+		cs.tries += n
+	}
+}
+
 func (cs *calls) remove(c *call) {
+	cs.count(c, -1)
 	if c.prev == nil {
 		cs.first = c.next
 	} else {
@@ -315,7 +327,9 @@ func (l *Locker) admit(ctx context.Context, e *entry) *Lock {
 	t.handle = weak.Make(lk)
 	t.until.Store(int64(l.bounded(t, e.until)))
 	e.tenant = t
-	l.dismiss(e, l.heldHere(e))
+	if e.calls.tries > 0 {
+		l.dismiss(e, l.heldHere(e))
+	}
 	l.plan(e)
 	return lk
 }
