@@ -27,6 +27,7 @@ const (
 	minRetry      = 5 * time.Millisecond
 	maxRetry      = time.Second
 	knownFor      = writerTTL / 2 // after a round trip Redis must know it for so long
+	registerEvery = time.Minute
 )
 
 // shard is this process' side of one: what waits to be sent. One round trip is under way at a time; what comes meanwhile is
@@ -520,11 +521,12 @@ func (s *shard) send1(call script.Call, unknown *bool) (string, error) {
 	b := s.b
 	ctx, cancel := context.WithTimeout(b.life, b.opts.OpTimeout)
 	defer cancel()
-	if at := b.registered.Load(); at == 0 || int64(sinceEpoch())-at > int64(time.Minute) {
+	if b.registerAt.Load() == 0 { // no flusher might look at this shard
 		if _, err := b.register(ctx); err != nil {
 			return "", err
 		}
 	}
+	b.registerAgain()
 	reply, err := script.Do(ctx, b.client, call).ToString()
 	if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
 		*unknown = true

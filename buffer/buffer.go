@@ -219,7 +219,8 @@ type Buffer struct {
 	shards  []*shard
 	stats   counters
 
-	registered atomic.Int64 // when, since epoch
+	registerAt atomic.Int64 // when a trip does so again, since epoch; 0 if this process has not
+	known      atomic.Int64 // what register returned last
 	checked    atomic.Bool  // whether Redis evicts
 	senders    sync.WaitGroup
 	life       context.Context //nolint:containedctx // its end is when Close gives up: the senders', not a call's
@@ -297,8 +298,25 @@ func (b *Buffer) register(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	b.registered.Store(int64(sinceEpoch()))
-	return int(min(n, maxShards)), nil
+	n = min(n, maxShards)
+	b.known.Store(n)
+	b.registerAt.Store(int64(sinceEpoch() + registerEvery))
+	return int(n), nil
+}
+
+// registerAgain does so beside the trips if it is time: the number has a slot of its own, whose node may be out of reach when
+// those of the shards are not.
+func (b *Buffer) registerAgain() {
+	now := sinceEpoch()
+	at := b.registerAt.Load()
+	if int64(now) < at || !b.registerAt.CompareAndSwap(at, int64(now+b.opts.OpTimeout+maxRetry)) {
+		return
+	}
+	b.senders.Go(func() {
+		if _, err := b.register(b.life); err != nil {
+			b.reportError(context.Background(), OpSend, err)
+		}
+	})
 }
 
 // largeTimeout bounds a round trip that moves some MiB: that may take longer than OpTimeout, each time.

@@ -36,6 +36,9 @@
 // others, and sent until Redis confirms, or the process ends. Each connection that rueidis opens meanwhile may take its
 // Dialer.Timeout.
 //
+// A node of a Cluster is down, hung or out of reach: that holds up its shards alone. With cluster-require-full-coverage, as is
+// Redis' default, the others refuse too once they have noticed.
+//
 // Redis is full: Add returns an error and nothing of it is counted; what is there can be flushed, which makes room. Redis must
 // not evict: maxmemory-policy noeviction. With another policy it may drop what is pending. Nothing here can prevent that; where
 // INFO is permitted, Hooks.Error is told ErrEvicting, once, and Stats.Evicts says it.

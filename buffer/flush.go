@@ -80,6 +80,8 @@ func (b *Buffer) Run(ctx context.Context, sink Sink) error {
 		})
 		if err != nil && ctx.Err() == nil {
 			b.reportError(ctx, OpFlush, fmt.Errorf("buffer: flush: %w", err))
+		}
+		if err != nil && failures == nil {
 			redis.failed(b.opts)
 			pause = max(pause, redis.pause)
 		} else {
@@ -115,37 +117,52 @@ func jitter(d time.Duration) time.Duration {
 // flusher is one run of Flush or Run.
 type flusher struct {
 	*Buffer
-	sink  Sink
-	owner string
+	sink    Sink
+	owner   string
+	recount retry // when the number of shards is asked for again, after a failure
 
 	mu     sync.Mutex
 	report Report
 }
 
 // pass flushes what is pending in the shards that due says, and returns how each of them went: nil for those that went
-// well. When ctx ends, no more batches are begun; when work ends, so do those that were.
+// well. A nil map means that none was reached; with an error beside a map the number of shards may be an old one. When ctx
+// ends, no more batches are begun; when work ends, so do those that were.
 func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]error, error) {
-	shards, err := f.pending(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f.check(ctx)
-	queue := make(chan int, len(shards))
-	for _, n := range shards {
+	all, err := f.count(ctx)
+	asked := make([]int, 0, all)
+	for n := range all {
 		if due == nil || due(n) {
-			queue <- n
+			asked = append(asked, n)
 		}
 	}
+	shards, results := f.pending(ctx, asked)
+	var failed []int
+	for n, err := range results {
+		if err != nil {
+			failed = append(failed, n)
+		}
+	}
+	if len(failed) == all { // it is Redis, of which once is enough to tell
+		return nil, cmp.Or(err, results[0])
+	}
+	for _, n := range failed {
+		f.reportShard(ctx, n, results[n])
+	}
+	if err == nil && len(failed) == 0 && len(asked) == all { // else it would wait for those that do not answer
+		f.check(ctx)
+	}
+	queue := make(chan int, len(shards))
+	for _, n := range shards {
+		queue <- n
+	}
 	close(queue)
-	results := map[int]error{}
 	var wg sync.WaitGroup
 	for range min(f.opts.Workers, len(queue)) {
 		wg.Go(func() {
 			for n := range queue {
 				err := f.drain(ctx, work, n)
-				if err != nil && ctx.Err() == nil {
-					f.reportError(ctx, OpFlush, fmt.Errorf("buffer: flush: shard %d: %w", n, err))
-				}
+				f.reportShard(ctx, n, err)
 				f.mu.Lock()
 				results[n] = err
 				f.mu.Unlock()
@@ -153,7 +170,13 @@ func (f *flusher) pass(ctx, work context.Context, due func(int) bool) (map[int]e
 		})
 	}
 	wg.Wait()
-	return results, nil
+	return results, err
+}
+
+func (f *flusher) reportShard(ctx context.Context, n int, err error) {
+	if err != nil && ctx.Err() == nil {
+		f.reportError(ctx, OpFlush, fmt.Errorf("buffer: flush: shard %d: %w", n, err))
+	}
 }
 
 // check tells once if Redis evicts. That is no reason not to flush: what is pending there is safer elsewhere.
@@ -166,32 +189,48 @@ func (f *flusher) check(ctx context.Context) {
 	}
 }
 
-// pending returns the shards that have something to flush.
-func (f *flusher) pending(ctx context.Context) ([]int, error) {
+// count returns how many shards there are, also with an error: as many as there were, or as this process has. The number has a
+// slot of its own, whose node may be out of reach when those of the shards are not.
+func (f *flusher) count(ctx context.Context) (int, error) {
+	known := max(f.opts.Shards, int(f.known.Load()))
+	if sinceEpoch() < f.recount.at {
+		return known, nil
+	}
 	n, err := f.register(ctx)
 	if err != nil {
-		return nil, err
+		f.recount.failed(f.opts)
+		return known, fmt.Errorf("number of shards: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.opts.OpTimeout)
-	defer cancel()
-	calls := make([]script.Call, n)
-	for i := range calls {
-		k := f.keys.shard(i, "")
+	f.recount = retry{}
+	return n, nil
+}
+
+// pending asks shards whether they have something to flush. It returns those that have, and how each of them answered.
+func (f *flusher) pending(ctx context.Context, asked []int) (shards []int, results map[int]error) {
+	results = make(map[int]error, len(asked))
+	if len(asked) == 0 {
+		return nil, results
+	}
+	calls := make([]script.Call, len(asked))
+	for i, n := range asked {
+		k := f.keys.shard(n, "")
 		calls[i] = someScript.Call([]string{k.cur, k.gen, k.batch})
 	}
-	var shards []int
-	for i, r := range script.DoMulti(ctx, f.client, calls) {
-		some, err := r.AsInt64()
-		if err != nil {
-			return nil, err
+	bound, cancel := context.WithTimeout(ctx, f.opts.OpTimeout)
+	defer cancel()
+	for i, r := range script.DoMulti(bound, f.client, calls) {
+		if errors.Is(r.Error(), rueidis.ErrNoSlot) { // rueidis says so of all when one has no node
+			r = f.call(ctx, calls[i])
 		}
+		some, err := r.AsInt64()
+		results[asked[i]] = err
 		if some > 0 {
-			shards = append(shards, i)
+			shards = append(shards, asked[i])
 		}
 	}
 	// So that the flushers of many processes do not all begin with the first.
 	mathrand.Shuffle(len(shards), func(i, j int) { shards[i], shards[j] = shards[j], shards[i] })
-	return shards, nil
+	return shards, results
 }
 
 // drain flushes the batches of one shard: the one that may be live, the rest of its generation, and what has come since.

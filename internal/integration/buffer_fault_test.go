@@ -2,8 +2,12 @@ package integration
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -759,4 +763,128 @@ func TestBuffer_AFailoverThatLosesWrites(t *testing.T) {
 	stats, err := b.Stats(ctx)
 	require.NoError(t, err)
 	require.Equal(t, int64(2), stats.Regressions)
+}
+
+// goneNode fails the commands with keys of some hash tags, as if their node were gone: with io.EOF or, if it has been given up,
+// as rueidis does then, all of a pipeline.
+type goneNode struct {
+	redistest.PassThrough
+	givenUp bool
+	tags    atomic.Pointer[[]string]
+	refused atomic.Int64
+}
+
+func (g *goneNode) isGone(cmd rueidis.Completed) bool {
+	tags := g.tags.Load()
+	if tags == nil {
+		return false
+	}
+	for _, arg := range cmd.Commands() {
+		for _, tag := range *tags {
+			if strings.Contains(arg, "{"+tag+"}") {
+				g.refused.Add(1)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (g *goneNode) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	switch {
+	case !g.isGone(cmd):
+		return client.Do(ctx, cmd)
+	case g.givenUp:
+		return rueidishook.NewErrorResult(rueidis.ErrNoSlot)
+	}
+	return rueidishook.NewErrorResult(io.EOF)
+}
+
+func (g *goneNode) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	results := make([]rueidis.RedisResult, len(multi))
+	if g.givenUp && slices.ContainsFunc(multi, g.isGone) {
+		for i := range results {
+			results[i] = rueidishook.NewErrorResult(rueidis.ErrNoSlot)
+		}
+		return results
+	}
+	for i, cmd := range multi {
+		results[i] = g.Do(client, ctx, cmd)
+	}
+	return results
+}
+
+// A node of a Cluster that is out of reach holds up its own shards, and that alone: also if it is the one that has the number of
+// shards.
+func TestBuffer_ANodeOutOfReach(t *testing.T) {
+	t.Parallel()
+	client := redistest.SharedCluster(t).Client(t)
+	for _, givenUp := range []bool{false, true} {
+		for name, c := range map[string]struct {
+			gone   []string
+			failed int // shards
+		}{
+			"a shard":               {[]string{"counts:0"}, 1},
+			"the number of shards":  {[]string{"counts"}, 0},
+			"shards and the number": {[]string{"counts:0", "counts:2", "counts"}, 2},
+			"all":                   {[]string{"counts:0", "counts:1", "counts:2", "counts:3", "counts"}, 4},
+		} {
+			t.Run(fmt.Sprintf("%s, given up: %v", name, givenUp), func(t *testing.T) {
+				t.Parallel()
+				ctx := t.Context()
+				node := &goneNode{givenUp: givenUp}
+				var told atomic.Int64
+				opts := buffer.Options{
+					Prefix: redistest.Prefix(t), Shards: 4, FlushEvery: time.Millisecond, Backoff: 10 * time.Millisecond,
+					Hooks: buffer.Hooks{Error: func(_ context.Context, op string, _ error) {
+						if op == buffer.OpFlush {
+							told.Add(1)
+						}
+					}},
+				}
+				b := newBuffer(t, rueidishook.WithHook(client, node), allColumns, opts)
+				const entities = 40
+				add := func() {
+					for i := range entities {
+						require.NoError(t, b.Add(ctx, strconv.Itoa(i), buffer.Int("views", 1)))
+					}
+				}
+				add()
+				sink := newMemorySink()
+				drainTo(t, b, sink)
+				held := int64(0)
+				for _, shard := range sink.shards {
+					if slices.Contains(c.gone, "counts:"+strconv.Itoa(shard)) {
+						held++
+					}
+				}
+				told.Store(0)
+				for _, run := range []bool{false, true} {
+					before := sink.total()
+					add()
+					node.tags.Store(&c.gone)
+					if run {
+						running, stop := context.WithCancel(ctx)
+						var flusher sync.WaitGroup
+						flusher.Go(func() { require.NoError(t, b.Run(running, sink)) })
+						refused := node.refused.Load()
+						require.Eventually(t, func() bool {
+							return sink.total() == before+entities-held && node.refused.Load() > refused+10
+						}, 10*time.Second, time.Millisecond)
+						stop()
+						flusher.Wait()
+					} else {
+						report, err := b.Flush(ctx, sink)
+						require.Error(t, err)
+						require.Equal(t, int(entities-held), report.Rows)
+						require.LessOrEqual(t, int64(c.failed%4), told.Load())
+					}
+					require.Equal(t, before+entities-held, sink.total())
+					node.tags.Store(nil)
+					drainTo(t, b, sink)
+					require.Equal(t, before+entities, sink.total())
+				}
+			})
+		}
+	}
 }
