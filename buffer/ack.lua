@@ -26,7 +26,7 @@ for i = 1, #marks, 2 do
   end
 end
 redis.call('UNLINK', KEYS[2], KEYS[3])
-redis.call('HDEL', KEYS[1], 'nonce', 'owner', 'expires', 'version', 'attempt', 'batchSince', 'park')
+redis.call('HDEL', KEYS[1], 'nonce', 'owner', 'expires', 'lease', 'version', 'attempt', 'batchSince', 'park')
 if redis.call('HDEL', KEYS[1], 'untold') == 0 then return 1 end
 redis.call('HINCRBY', KEYS[1], 'regressions', 1)
 return 2

@@ -12,10 +12,13 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local lease = string.format('%.0f', now + tonumber(ARGV[2]))
 local opened = 0
-local m = redis.call('HMGET', KEYS[1], 'nonce', 'owner', 'expires')
+local m = redis.call('HMGET', KEYS[1], 'nonce', 'owner', 'expires', 'lease')
 if m[1] then
-  if m[2] ~= ARGV[1] and tonumber(m[3]) > now then return {string.format('%.0f', tonumber(m[3]) - now)} end
-  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'expires', lease)
+  -- A lease with longer to go than it ever had is from before the clock was set back: its owner may be dead. If not, one of them
+  -- works in vain, once. Not the caller's lease counts but the owner's: with a shorter one it would take a living owner's.
+  local rest = tonumber(m[3]) - now
+  if m[2] ~= ARGV[1] and rest > 0 and rest <= tonumber(m[4] or rest) then return {string.format('%.0f', rest)} end
+  redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'expires', lease, 'lease', ARGV[2])
 else
   if redis.call('EXISTS', KEYS[3]) == 0 then
     if ARGV[5] ~= '1' or redis.call('EXISTS', KEYS[2]) == 0 then return {} end
@@ -51,12 +54,13 @@ else
   if suspect > 0 and redis.call('EXISTS', KEYS[3]) == 0 then redis.call('HINCRBY', KEYS[1], 'suspect', -1) end
   redis.call('HSETNX', KEYS[1], 'epoch', string.format('%.0f', now))
   redis.call('HINCRBY', KEYS[1], 'seq', 1)
-  redis.call('HSET', KEYS[1], 'nonce', ARGV[4], 'owner', ARGV[1], 'expires', lease, 'version', 0, 'attempt', 0,
-    'batchSince', redis.call('HGET', KEYS[1], 'genSince') or string.format('%.0f', now), 'park', suspect > 0 and 1 or 0)
+  redis.call('HSET', KEYS[1], 'nonce', ARGV[4], 'owner', ARGV[1], 'expires', lease, 'lease', ARGV[2],
+    'version', 0, 'attempt', 0, 'batchSince', redis.call('HGET', KEYS[1], 'genSince') or string.format('%.0f', now),
+    'park', suspect > 0 and 1 or 0)
 end
 redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 local r = redis.call('HMGET', KEYS[1], 'nonce', 'epoch', 'seq', 'version', 'attempt', 'batchSince', 'follows', 'park')
-r[6] = string.format('%.0f', now - tonumber(r[6]))
+r[6] = string.format('%.0f', math.max(0, now - tonumber(r[6])))
 r[7] = r[7] or '0'
 r[9] = tostring(opened)
 return r

@@ -888,3 +888,41 @@ func TestBuffer_ANodeOutOfReach(t *testing.T) {
 		}
 	}
 }
+
+// Redis' clock is set back while a flusher has a lease. It may be dead, and its lease holds nobody up for longer than it was to
+// last; one that is as it should be is respected also by those whose own are shorter.
+func TestBuffer_TheClockIsSetBack(t *testing.T) {
+	t.Parallel()
+	raw := redistest.Shared(t).Client(t)
+	for _, lease := range []time.Duration{time.Minute, 10 * time.Second, 10 * time.Millisecond} {
+		t.Run(lease.String(), func(t *testing.T) {
+			t.Parallel()
+			ctx := t.Context()
+			prefix := redistest.Prefix(t)
+			b := newBuffer(t, raw, allColumns, buffer.Options{Prefix: prefix, Shards: 1, Lease: time.Minute})
+			other := newBuffer(t, raw, allColumns, buffer.Options{
+				Prefix: prefix, Shards: 1, Lease: lease,
+				Hooks: buffer.Hooks{Flush: func(_ context.Context, info buffer.FlushInfo) { require.Zero(t, info.Age) }},
+			})
+			require.NoError(t, b.Add(ctx, "e", buffer.Int("views", 1)))
+			sink, slow := newMemorySink(), newMemorySink()
+			slow.before = func(batch *buffer.Batch) error {
+				report, err := other.Flush(ctx, sink)
+				require.NoError(t, err)
+				require.Equal(t, buffer.Report{Busy: 1}, report)
+				meta := prefix + ":{counts:0}:meta"
+				for _, at := range []string{"expires", "batchSince"} {
+					require.NoError(t, raw.Do(ctx, raw.B().Hincrby().Key(meta).Field(at).Increment(3_600_000).Build()).Error())
+				}
+				report, err = other.Flush(ctx, sink)
+				require.NoError(t, err)
+				require.Equal(t, buffer.Report{Batches: 1, Rows: 1}, report)
+				return sink.Apply(ctx, batch)
+			}
+			_, err := b.Flush(ctx, slow)
+			require.NoError(t, err)
+			require.Equal(t, int64(1), sink.total())
+			require.Empty(t, slow.rows)
+		})
+	}
+}
