@@ -138,6 +138,9 @@ func (b *Buffer) Add(ctx context.Context, entity string, deltas ...Delta) error 
 		}
 	}
 	if r.err != nil {
+		if errors.Is(r.err, ErrUnconfirmed) {
+			b.drop(ctx, overflow)
+		}
 		return r.err
 	}
 	if overflow |= r.overflow & asked; overflow != 0 {
