@@ -29,19 +29,22 @@
 //
 //	Sum       an integer of 8 bytes; a new row begins with the sum
 //	SumFloat  a double
-//	Max, Min  an integer of 8 bytes, nullable unless all rows have it
+//	Max, Min  an integer of 8 bytes, nullable unless it is the buffer's only column
 //	Last      text, nullable, and beside it a nullable integer of 8 bytes for the event time in microseconds since 1970:
 //	          the column's name and "_at"
+//
+// A batch may have some of a row's columns and the next one the others, also of those that are always added together.
 //
 // An upsert checks the constraints also of the row that it would insert if there were none: a CHECK that a single batch's sum
 // may violate, such as one against negative stock, needs UpdateOnly. A null counts as nothing.
 //
 // The key needs a primary key or unique index, and equality of its own must be that of bytes. In PostgreSQL that rules out
 // citext and nondeterministic collations: two entities of a batch that are equal there make the statement fail each time
-// (SQLSTATE 21000), and hold up the shard. In MySQL, keys are compared by the column's collation: declare it binary, or
-// entities that differ in case alone share a row; and use a strict sql_mode, as is the default, or values that do not fit
-// are cut instead of refused. Its max_allowed_packet must be larger than a batch: see [buffer.Options]. In SQLite, let connections
-// wait for each other: PRAGMA busy_timeout.
+// (SQLSTATE 21000), and hold up the shard. In MySQL and MariaDB it must be the only unique index of the table, or use UpdateOnly:
+// an upsert there changes the row that any of them finds, which may be another entity's. Keys are compared by the column's
+// collation: declare it binary, or entities that differ in case alone share a row; and use a strict sql_mode, as is the default,
+// or values that do not fit are cut instead of refused. Their max_allowed_packet must be larger than a batch: see
+// [buffer.Options]. In SQLite, let connections wait for each other: PRAGMA busy_timeout.
 //
 // Set a timeout for idle transactions, such as idle_in_transaction_session_timeout in PostgreSQL: a flusher that is stopped in
 // the middle of one keeps its shard's row in the ledger locked.
@@ -75,9 +78,11 @@ type KeyType uint8
 
 // The key types.
 const (
-	KeyText  KeyType = iota // entities must be valid UTF-8, and in PostgreSQL without NUL
-	KeyInt                  // entities must be decimal integers of 64 bits, written as strconv does
-	KeyBytes                // BYTEA, VARBINARY or BLOB: entities may have any bytes
+	KeyText KeyType = iota // entities must be valid UTF-8, and in PostgreSQL without NUL
+	// KeyInt: entities must be decimal integers of 64 bits, written as strconv does. An upsert of MySQL refuses 0, which an
+	// AUTO_INCREMENT column would replace by its next number.
+	KeyInt
+	KeyBytes // BYTEA, VARBINARY or BLOB: entities may have any bytes
 )
 
 // Table is where batches go. Names are taken as they are, with upper and lower case; a name may have a schema before a dot.
@@ -103,8 +108,8 @@ var ErrUnknownKey = errors.New("sqlsink: no row has this key")
 // ErrBadText is why an entity or a text that the database cannot store becomes a dead letter.
 var ErrBadText = errors.New("sqlsink: not valid text")
 
-// ErrBadKey is why an entity that is not an integer becomes a dead letter with KeyInt.
-var ErrBadKey = errors.New("sqlsink: the key is not an integer")
+// ErrBadKey is why an entity that is not an integer, or one that [KeyInt] does not take, becomes a dead letter with it.
+var ErrBadKey = errors.New("sqlsink: the key is not an integer that can be a key")
 
 // Migrations returns the statements that make the ledger's table, under its default name, if it is not there.
 func Migrations(dialect Dialect) []string {
@@ -404,8 +409,9 @@ func without(rows []buffer.Row, refused buffer.RowErrors) []buffer.Row {
 	return rest
 }
 
-// isRowError reports whether it is a row that is to blame, in words that drivers have in common: a SQLSTATE of class 22 (data)
-// or 23 (constraints), raised by a trigger, or 54 (too large), as a method or as part of MySQL's text; codes of SQLite.
+// isRowError reports whether it is a row that is to blame, in words that drivers have in common: a SQLSTATE of class 22 (data),
+// 23 (constraints), 44 (a view's WITH CHECK OPTION), raised by a trigger, or 54 (too large), as a method or as part of MySQL's
+// text; codes of SQLite.
 func isRowError(err error) bool {
 	var rows buffer.RowErrors
 	if errors.As(err, &rows) {
@@ -425,7 +431,8 @@ func isRowError(err error) bool {
 	text := err.Error()
 	if m := mysqlError.FindStringSubmatch(text); m != nil {
 		switch m[1] {
-		case "1366", "3819", "4025", "1364", "1644": // bad text, CHECK (MySQL, MariaDB), no default, SIGNAL
+		case "1366", "3819", "4025", "1364", "1644", // bad text, CHECK (MySQL, MariaDB), no default, SIGNAL
+			"1369", "1526": // WITH CHECK OPTION, no partition
 			return true
 		}
 		return isRowState(m[2])
@@ -442,7 +449,11 @@ func isRowError(err error) bool {
 var mysqlError = regexp.MustCompile(`Error (\d+) \((\w{5})\): `)
 
 func isRowState(state string) bool {
-	return strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23") || strings.HasPrefix(state, "54") || state == "P0001"
+	switch state[:min(2, len(state))] {
+	case "22", "23", "44", "54":
+		return true
+	}
+	return state == "P0001"
 }
 
 func isText(dialect Dialect, s string) bool {

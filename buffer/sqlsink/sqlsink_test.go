@@ -56,23 +56,43 @@ func TestIsRowError(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{
 		buffer.RowErrors{},
-		stateError("22003"), stateError("23514"), stateError("54000"), stateError("P0001"),
+		stateError("22003"), stateError("23514"), stateError("54000"), stateError("P0001"), stateError("44000"),
 		codeError(19), codeError(2067), codeError(20), // CONSTRAINT, and extended; MISMATCH
 		errors.New("Error 1690 (22003): BIGINT value is out of range"),
 		errors.New("Error 4025 (23000): CONSTRAINT failed"),
 		errors.New("Error 1366 (HY000): Incorrect string value"),
+		errors.New("Error 1526 (HY000): Table has no partition for value 7"),
+		errors.New("Error 1369 (HY000): CHECK OPTION failed 'db.view'"), errors.New("Error 1369 (44000): CHECK OPTION failed `db`.`view`"),
 		errors.New("integer overflow"), errors.New("UNIQUE constraint failed: t.id"),
 	} {
 		require.True(t, isRowError(fmt.Errorf("sqlsink: write: %w", err)), "%v", err)
 	}
 	for _, err := range []error{
-		stateError("40001"), stateError("40P01"), stateError("53100"), stateError("42P01"), stateError("57014"), stateError("25006"),
+		stateError("40001"), stateError("40P01"), stateError("53100"), stateError("42P01"), stateError("57014"), stateError("25006"), stateError(""),
 		codeError(5), codeError(6), codeError(13), codeError(1), // BUSY, LOCKED, FULL, ERROR
 		errors.New("Error 1213 (40001): Deadlock found"), errors.New("Error 1205 (HY000): Lock wait timeout exceeded"),
 		errors.New("Error 1146 (42S02): Table 'x' doesn't exist"),
 		errors.New("connection refused"), context.Canceled, sql.ErrConnDone,
 	} {
 		require.False(t, isRowError(fmt.Errorf("sqlsink: write: %w", err)), "%v", err)
+	}
+}
+
+// MySQL's AUTO_INCREMENT would store another key than 0, and a further row each time.
+func TestKeys_ZeroInMySQL(t *testing.T) {
+	t.Parallel()
+	rows := []buffer.Row{{Entity: "-1"}, {Entity: "0"}, {Entity: "1"}}
+	for _, d := range []Dialect{DialectPostgres, DialectMySQL, DialectSQLite} {
+		for _, updateOnly := range []bool{false, true} {
+			w := &writer{dialect: d, table: Table{KeyType: KeyInt, UpdateOnly: updateOnly}}
+			keys, err := w.keys(rows)
+			if d == DialectMySQL && !updateOnly {
+				require.Equal(t, buffer.RowErrors{{Entity: "0", Err: ErrBadKey}}, err)
+				continue
+			}
+			require.NoError(t, err)
+			require.Equal(t, []any{int64(-1), int64(0), int64(1)}, keys)
+		}
 	}
 }
 

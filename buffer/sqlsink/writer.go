@@ -187,7 +187,7 @@ func (w *writer) keys(rows []buffer.Row) ([]any, error) {
 		case KeyInt:
 			n, parseErr := strconv.ParseInt(row.Entity, 10, 64)
 			keys[i] = n
-			if parseErr != nil || strconv.FormatInt(n, 10) != row.Entity {
+			if parseErr != nil || strconv.FormatInt(n, 10) != row.Entity || n == 0 && w.dialect == DialectMySQL && !w.table.UpdateOnly {
 				err = ErrBadKey
 			}
 		}
@@ -235,7 +235,8 @@ func (w *writer) lock(ctx context.Context, tx *sql.Tx, rows []buffer.Row, keys [
 	} else {
 		for at := 0; at < len(keys) && err == nil; at += maxValues(w.dialect) {
 			part := keys[at:min(at+maxValues(w.dialect), len(keys))]
-			err = query("SELECT "+w.key+" FROM "+w.name+" WHERE "+w.key+" IN (?"+strings.Repeat(", ?", len(part)-1)+") ORDER BY 1"+lock, part...)
+			// SQLite takes a quoted name that is no column for a string, unless it says of which table.
+			err = query("SELECT t."+w.key+" FROM "+w.name+" AS t WHERE t."+w.key+" IN (?"+strings.Repeat(", ?", len(part)-1)+") ORDER BY 1"+lock, part...)
 		}
 	}
 	if err != nil {
