@@ -327,6 +327,10 @@ func (s *Store) drop(ctx context.Context, events int64, err error) {
 // Resolutions returns the store's resolutions, the smallest Step first.
 func (s *Store) Resolutions() []Resolution { return slices.Clone(s.opts.Resolutions) }
 
+// Delay is how long after it happened an event may be missing from answers, as long as Redis answers: FlushEvery and two Timeouts,
+// which is a round trip that others have under way and its own. It is that of all processes if they have the same Options.
+func (s *Store) Delay() time.Duration { return s.opts.FlushEvery + 2*s.opts.Timeout }
+
 // Now returns what time it is by Options.Clock. The first call asks Redis.
 func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	now, _, err := s.ready(ctx)

@@ -520,7 +520,7 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 		series, w := window.String(), int64(window/time.Second)
 		handler, err := export.New(s, export.Options{Series: export.List(series, series, "big"), Window: window})
 		require.NoError(t, err)
-		end := timeseriesNow(t, s).Unix() / w * w
+		end := timeseriesNow(t, s).Add(-s.Delay()).Unix() / w * w
 		for _, at := range []int64{end - 2*w + w/2, end - w + w/2, end} { // in each of the last whole window, that before, and what runs
 			require.NoError(t, s.Counter(series).IncrAt(ctx, time.Unix(at, 0), 1))
 		}
@@ -529,7 +529,7 @@ func TestTimeseries_ExportCountsWholeWindows(t *testing.T) {
 		m := regexp.MustCompile(`(?m)\{series="`+series+`"\} (\d+) (\d+)$`).FindAllStringSubmatch(rec.Body.String(), -1)
 		require.Len(t, m, 1, rec.Body.String())
 		require.Equal(t, "1", m[0][1])
-		if again := timeseriesNow(t, s).Unix() / w * w; again == end {
+		if again := timeseriesNow(t, s).Add(-s.Delay()).Unix() / w * w; again == end {
 			require.Equal(t, strconv.FormatInt(end, 10), m[0][2])
 		}
 	}
@@ -577,9 +577,10 @@ func TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly(t *testing.T) {
 	ctx := t.Context()
 	var now time.Time
 	s := newTimeseries(t, redistest.Shared(t).Client(t), timeseries.Options{
-		FlushEvery: time.Hour, MaxFuture: time.Hour, Clock: func() time.Time { return now },
-		Resolutions: []timeseries.Resolution{{Step: 10 * time.Second, Keep: 2 * time.Minute}, {Step: time.Minute, Keep: 24 * time.Hour}},
+		FlushEvery: 70 * time.Second, Timeout: 5 * time.Second, MaxFuture: time.Hour, Clock: func() time.Time { return now },
+		Resolutions: []timeseries.Resolution{{Step: 10 * time.Second, Keep: 200 * time.Second}, {Step: time.Minute, Keep: 24 * time.Hour}},
 	})
+	require.Equal(t, 80*time.Second, s.Delay())
 	base := time.Now().Truncate(time.Minute)
 	now = base
 	count := func(at time.Time) int64 { return at.Unix() / 10 % 7 }
@@ -598,7 +599,7 @@ func TestTimeseries_ExportRefusesWindowsThatWouldBeSummedWrongly(t *testing.T) {
 		}
 		wrong := 0
 		for now = base; now.Before(base.Add(10 * time.Minute)); now = now.Add(7 * time.Second) {
-			end := time.Unix(now.Unix()/int64(window/time.Second)*int64(window/time.Second), 0)
+			end := time.Unix(now.Add(-s.Delay()).Unix()/int64(window/time.Second)*int64(window/time.Second), 0)
 			if !good {
 				series, err := s.RangeMany(ctx, timeseries.Range{From: end.Add(-window), To: end, Step: window}, "x")
 				require.NoError(t, err)

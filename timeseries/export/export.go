@@ -11,6 +11,10 @@
 //	POST /metrics   and POST /search: the series' names
 //	POST /query     points of the targets that are asked for, each once: at most Options.MaxPoints of each and 200,000 in all
 //
+// Prometheus takes one value per time. So a window is not served as soon as it has ended, but when what was counted in it is in
+// Redis, of processes with the same timeseries.Options as the handler's store: Store.Delay later. What comes later still, for
+// Redis did not answer or an event is late, is in no gauge; queries have it.
+//
 // Only series that Options.Series names are served, of which those that are not UTF-8 cannot be. There is no
 // authentication: put it behind yours. What it answers is bounded, and so is what it reads. A read from Redis that fails is
 // a 503, without details. A series whose sum overflows has no value, and the others are answered.
@@ -48,9 +52,9 @@ type Options struct {
 	// Metric is the name of the gauge. Defaults to "timeseries_events".
 	Metric string
 
-	// Window is what the gauge counts: the last whole one, of those that begin at multiples of it since 1970-01-01 UTC. A
-	// multiple of the smallest Step of the store that has a Keep of at least two windows and the next larger Step. Defaults
-	// to 1m.
+	// Window is what the gauge counts: the last whole one that ended Store.Delay ago or earlier, of those that begin at
+	// multiples of it since 1970-01-01 UTC. A multiple of the smallest Step of the store that has a Keep of at least two
+	// windows, that delay and the next larger Step. Defaults to 1m.
 	Window time.Duration
 
 	// MaxPoints bounds each target of a query; wider buckets make up for it. 1 to 100,000. Defaults to 11,000.
@@ -91,30 +95,31 @@ func New(store *timeseries.Store, opts Options) (http.Handler, error) {
 	case opts.Fill > timeseries.FillLinear:
 		return nil, fmt.Errorf("export: Options.Fill must be one of the constants, got %d", opts.Fill)
 	}
-	if err := checkWindow(opts.Window, store.Resolutions()); err != nil {
+	if err := checkWindow(opts.Window, store.Delay(), store.Resolutions()); err != nil {
 		return nil, fmt.Errorf("export: Options.Window %w", err)
 	}
 	return newHandler(store, opts), nil
 }
 
 // checkWindow returns an error unless the last whole window is always made of whole buckets, however long ago it began: up to two
-// windows. Where small buckets end, larger ones begin, at one of their own borders.
-func checkWindow(window time.Duration, resolutions []timeseries.Resolution) error {
+// windows and the delay. Where small buckets end, larger ones begin, at one of their own borders.
+func checkWindow(window, delay time.Duration, resolutions []timeseries.Resolution) error {
 	last := len(resolutions) - 1
-	if most := resolutions[last].Keep / 2; window <= 0 || window > most {
-		return fmt.Errorf("must be positive and at most half of the store's longest Keep, that is %v, got %v", most, window)
+	if most := (resolutions[last].Keep - delay) / 2; window <= 0 || window > most {
+		return fmt.Errorf("must be positive and at most half of the store's longest Keep without its Delay, that is %v, got %v", most, window)
 	}
-	for last > 0 && resolutions[last-1].Keep >= 2*window+resolutions[last].Step {
+	for last > 0 && resolutions[last-1].Keep >= 2*window+delay+resolutions[last].Step {
 		last--
 	}
 	if step := resolutions[last].Step; window%step != 0 {
-		return fmt.Errorf("must be a multiple of %v, which is the smallest Step that is kept for two of it, got %v", step, window)
+		return fmt.Errorf("must be a multiple of %v, which is the smallest Step that is kept for two of it and the store's Delay, got %v", step, window)
 	}
 	return nil
 }
 
 // source is what a handler needs of a store.
 type source interface {
+	Delay() time.Duration
 	Now(ctx context.Context) (time.Time, error)
 	RangeMany(ctx context.Context, r timeseries.Range, series ...string) ([]timeseries.Series, error)
 }

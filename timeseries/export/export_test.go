@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -30,11 +31,14 @@ func (fakeClient) Mode() rueidis.ClientMode { return rueidis.ClientModeStandalon
 // fakeSource is a store that answers what a test says, and notes what it was asked.
 type fakeSource struct {
 	now    time.Time
+	delay  time.Duration
 	answer func(r timeseries.Range, name string) timeseries.Series
 	err    error
 	asked  timeseries.Range
 	names  []string
 }
+
+func (f *fakeSource) Delay() time.Duration { return f.delay }
 
 func (f *fakeSource) Now(context.Context) (time.Time, error) { return f.now, f.err }
 
@@ -94,7 +98,7 @@ func TestCheckWindow_TakesWhatIsAlwaysExpressed(t *testing.T) {
 		{84*h - 30*m, defaults, ""},
 		{84*h - 29*m, defaults, "multiple of 1h0m0s"},
 		{200 * d, defaults, ""},
-		{200*d + h, defaults, "half of the store's longest Keep, that is 4800h0m0s"},
+		{200*d + h, defaults, "half of the store's longest Keep without its Delay, that is 4800h0m0s"},
 		{math.MaxInt64, defaults, "half of the store's longest Keep"},
 		{10 * s, short, "multiple of 1m0s"}, // two of them fit, and an unfinished minute does not
 		{70 * s, short, "multiple of 1m0s"},
@@ -103,13 +107,37 @@ func TestCheckWindow_TakesWhatIsAlwaysExpressed(t *testing.T) {
 		{0, defaults, "positive"},
 		{-m, defaults, "positive"},
 	} {
-		err := checkWindow(c.window, c.of)
-		if c.bad == "" {
-			require.NoError(t, err, "%v", c.window)
-		} else {
-			require.ErrorContains(t, err, c.bad, "%v", c.window)
+		for _, delay := range []time.Duration{0, 90*s + 1} { // for which all must be kept longer
+			var of []timeseries.Resolution
+			for _, r := range c.of {
+				of = append(of, timeseries.Resolution{Step: r.Step, Keep: r.Keep + delay})
+			}
+			err := checkWindow(c.window, delay, of)
+			if c.bad == "" {
+				require.NoError(t, err, "%v", c.window)
+			} else {
+				require.ErrorContains(t, err, c.bad, "%v", c.window)
+			}
 		}
 	}
+}
+
+// What is counted in a window may come to Redis later: until then the window before it is served.
+func TestMetrics_AreOfWindowsThatAreWritten(t *testing.T) {
+	t.Parallel()
+	store, err := timeseries.New(fakeClient{}, "a", timeseries.Options{FlushEvery: 10 * time.Second, Timeout: 500 * time.Millisecond})
+	require.NoError(t, err)
+	source := &fakeSource{delay: store.Delay(), answer: func(timeseries.Range, string) timeseries.Series { return timeseries.Series{} }}
+	h := newHandler(source, Options{Series: List("a"), Metric: "m", Window: time.Minute})
+	for after, end := range map[time.Duration]int64{0: 0, 10 * time.Second: 0, 11*time.Second - 1: 0, 11 * time.Second: 60, 71*time.Second - 1: 60} {
+		source.now = time.Unix(60, 0).Add(after)
+		require.Contains(t, serve(h, http.MethodGet, "/metrics", "").Body.String(), fmt.Sprintf("m{series=\"a\"} 0 %d\n", end), "%v", after)
+		require.Equal(t, end, source.asked.To.Unix())
+	}
+	_, err = New(store, Options{Series: List("a"), Window: 3*time.Hour - 30*time.Second}) // 10s are kept for 6h
+	require.ErrorContains(t, err, "multiple of 1m0s")
+	_, err = New(store, Options{Series: List("a"), Window: 3*time.Hour - 40*time.Second})
+	require.NoError(t, err)
 }
 
 func TestMetrics_AreOpenMetrics(t *testing.T) {

@@ -23,7 +23,7 @@ func (h *handler) metrics(w http.ResponseWriter, r *http.Request) {
 		unavailable(w)
 		return
 	}
-	end := lastEnd(now, h.opts.Window)
+	end := lastEnd(now.Add(-h.store.Delay()), h.opts.Window)
 	all, err := h.store.RangeMany(r.Context(), timeseries.Range{From: end.Add(-h.opts.Window), To: end, Step: h.opts.Window}, series...)
 	if err != nil {
 		unavailable(w)
