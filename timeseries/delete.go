@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -36,7 +37,7 @@ func (s *Store) delete(ctx context.Context, series string, from, to time.Time) e
 		return err
 	}
 	now := at.Unix()
-	first, last := int64(0), s.limit(now)
+	first, last := int64(math.MinInt64), s.limit(now)
 	if !from.IsZero() || !to.IsZero() {
 		if err := checkTimes(from, to); err != nil {
 			return err

@@ -608,3 +608,27 @@ func TestTimeseries_GathersInProcess(t *testing.T) {
 	require.NoError(t, short.Counter("x").IncrAt(ctx, now, 1))
 	require.Eventually(t, func() bool { return sum() == 10_001 }, soon, tick)
 }
+
+// Everything is also what lies before 1970, where it is kept for so long.
+func TestTimeseries_DeletesWhatLiesBefore1970(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	const day = 24 * time.Hour
+	s := newTimeseries(t, client, timeseries.Options{Prefix: prefix, Resolutions: []timeseries.Resolution{{Step: day, Keep: 100 * 366 * day}}})
+	for _, at := range []time.Time{time.Unix(-1, 0), time.Date(1950, 5, 6, 7, 8, 9, 0, time.UTC), time.Unix(0, 0), timeseriesNow(t, s)} {
+		require.NoError(t, s.Counter("x").IncrAt(ctx, at, 1))
+		require.NoError(t, s.Top("x").AddAt(ctx, at, "member", 1))
+	}
+	from, to := time.Date(1945, 1, 1, 0, 0, 0, 0, time.UTC), timeseriesNow(t, s)
+	total, err := s.Counter("x").Sum(ctx, from, to)
+	require.NoError(t, err)
+	require.Equal(t, int64(4), total.Value)
+	require.NoError(t, s.Delete(ctx, "x", time.Time{}, time.Time{}))
+	total, err = s.Counter("x").Sum(ctx, from, to)
+	require.NoError(t, err)
+	require.Zero(t, total.Value)
+	keys := keysOf(t, client, prefix)
+	require.Len(t, keys, 1, "the layout")
+}
