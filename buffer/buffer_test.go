@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"math"
+	"math/big"
 	"slices"
 	"strconv"
 	"strings"
@@ -173,6 +174,33 @@ func TestValue_MergesInAnyOrder(t *testing.T) {
 	v := Value{Set: true, Float: math.MaxFloat64}
 	require.False(t, v.merge(SumFloat, v))
 	require.InDelta(t, math.MaxFloat64, v.Float, 0)
+}
+
+// A total that fits does not overflow on the way, in whatever order its parts come.
+func TestMergeAll_OverflowsOnlyIfTheTotalDoes(t *testing.T) {
+	t.Parallel()
+	numbers := []int64{math.MinInt64, -1, 0, 1, math.MaxInt64}
+	for i := range 125 {
+		parts := []int64{numbers[i%5], numbers[i/5%5], numbers[i/25]}
+		sum := new(big.Int)
+		var ints, floats []Value
+		for _, n := range parts {
+			sum.Add(sum, big.NewInt(n))
+			ints = append(ints, Value{Set: true, Int: n})
+			f := map[int64]float64{math.MinInt64: -math.MaxFloat64, math.MaxInt64: math.MaxFloat64}[n]
+			floats = append(floats, Value{Set: true, Float: f})
+		}
+		total, ok := mergeAll(Sum, ints)
+		require.Equal(t, sum.IsInt64(), ok, "%v", parts)
+		if ok {
+			require.Equal(t, Value{Set: true, Int: sum.Int64()}, total, "%v", parts)
+		}
+		low, high := slices.Index(parts, math.MinInt64) >= 0, slices.Index(parts, math.MaxInt64) >= 0
+		if low && high {
+			_, ok = mergeAll(SumFloat, floats)
+			require.True(t, ok, "%v", parts)
+		}
+	}
 }
 
 func TestSortable_SortsAsNumbers(t *testing.T) {

@@ -1,10 +1,12 @@
 package buffer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -133,6 +135,23 @@ func (v *Value) merge(op Op, d Value) bool {
 		}
 	}
 	return true
+}
+
+// mergeAll merges values whatever their order: of a sum, the smallest and the largest first, so that nothing on the way overflows
+// if the result does not.
+func mergeAll(op Op, values []Value) (all Value, ok bool) {
+	slices.SortFunc(values, func(a, b Value) int { return cmp.Or(cmp.Compare(a.Int, b.Int), cmp.Compare(a.Float, b.Float)) })
+	for len(values) > 0 {
+		next := 0
+		if all.Int < 0 || all.Float < 0 {
+			next = len(values) - 1
+		}
+		if !all.merge(op, values[next]) {
+			return all, false
+		}
+		values = slices.Delete(values, next, next+1)
+	}
+	return all, true
 }
 
 // encode is how a value is stored and sent. What Lua has to compare is written so that it sorts.

@@ -114,25 +114,32 @@ func (b *Buffer) readPending(ctx context.Context, entities []string) (map[string
 		if len(replies) != 3*width {
 			return nil, errForeign
 		}
-		for j, reply := range replies {
-			if reply.IsNil() {
+		for j := range width {
+			entity, c := asked[i][j/len(b.columns)], j%len(b.columns)
+			var parts []Value // of cur, gen and batch
+			for k := j; k < len(replies); k += width {
+				if replies[k].IsNil() {
+					continue
+				}
+				text, err := replies[k].ToString()
+				if err != nil {
+					return nil, err
+				}
+				v, err := decodeValue(b.columns[c].Op, text)
+				if err != nil {
+					return nil, err
+				}
+				parts = append(parts, v)
+			}
+			if len(parts) == 0 {
 				continue
-			}
-			text, err := reply.ToString()
-			if err != nil {
-				return nil, err
-			}
-			entity, c := asked[i][j%width/len(b.columns)], j%len(b.columns)
-			v, err := decodeValue(b.columns[c].Op, text)
-			if err != nil {
-				return nil, err
 			}
 			row, ok := rows[entity]
 			if !ok {
 				row = Row{entity, make([]Value, len(b.columns))}
 				rows[entity] = row
 			}
-			if !row.Values[c].merge(b.columns[c].Op, v) {
+			if row.Values[c], ok = mergeAll(b.columns[c].Op, parts); !ok {
 				return nil, fmt.Errorf("%w: %s", ErrOverflow, b.columns[c].Name)
 			}
 		}

@@ -645,3 +645,26 @@ func (h readOnlySpy) DoMulti(client rueidis.Client, ctx context.Context, cmds ..
 	}
 	return client.DoMulti(ctx, cmds...)
 }
+
+// What is pending of a sum may be in three places, of which two alone would overflow.
+func TestBuffer_PendingAddsUpWhatFits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	raw := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	b := newBuffer(t, raw, allColumns, buffer.Options{Prefix: prefix, Shards: 1})
+	set := func(key string, n int64) {
+		t.Helper()
+		cmd := raw.B().Hset().Key(prefix+":{counts:0}:"+key).FieldValue().FieldValue("+views:e", strconv.FormatInt(n, 10)).Build()
+		require.NoError(t, raw.Do(ctx, cmd).Error())
+	}
+	set("cur", math.MaxInt64)
+	set("gen", 1)
+	set("batch", -1)
+	rows, err := b.Pending(ctx, "e")
+	require.NoError(t, err)
+	require.Equal(t, int64(math.MaxInt64), rows["e"].Values[0].Int)
+	set("batch", 0)
+	_, err = b.Pending(ctx, "e")
+	require.ErrorIs(t, err, buffer.ErrOverflow)
+}
