@@ -9,7 +9,7 @@
 local limit, window, step = tonumber(ARGV[base + 1]), tonumber(ARGV[base + 2]), tonumber(ARGV[base + 3])
 local raw = redis.pcall('GETRANGE', key, 0, 32)
 local used, newest, units = 0, 0, 0
-local first, last, isWhole = 21, 0, true -- bytes of raw with the older entries that count; whether they are all there
+local first, last, isWhole = 21, 20, true -- bytes of raw with the older entries that count; whether they are all there
 if type(raw) == 'string' and (#raw == 20 or #raw == 33) and string.byte(raw) == 1 then
 	used, newest, units = struct.unpack('<I6I7I6', raw, 2)
 	if newest + window <= now then

@@ -243,6 +243,46 @@ func TestRateLimit_GivesBackToNothingElse(t *testing.T) {
 	}
 }
 
+// TestRateLimit_ARunThatPassesInPartWaitsForTheOldestCall has calls of one key come together, and begin a new entry of the
+// window while there is just one.
+func TestRateLimit_ARunThatPassesInPartWaitsForTheOldestCall(t *testing.T) {
+	t.Parallel()
+	clocked, clock := withServerClock(redistest.Shared(t).Client(t), time.Now())
+	hold := newHolder()
+	l := newLimiter(t, ratelimit.NewSlidingWindow, rueidishook.WithHook(clocked, hold), ratelimit.PerMinute(10), ratelimit.Options{DenyCacheSize: -1})
+	hold.warm(t, l)
+	results := make(chan ratelimit.Result, 21)
+	allow := func() {
+		r, err := l.Allow(t.Context(), "k")
+		if err != nil {
+			t.Error(err)
+		}
+		results <- r
+	}
+	go allow()
+	<-hold.held
+	hold.on.Store(false)
+	clock.advance(50 * time.Second)
+	for range 20 {
+		go allow()
+	}
+	require.NoError(t, after(t.Context(), 50*time.Millisecond)) // let them join
+	close(hold.release)
+	admitted := 0
+	for range cap(results) {
+		if r := <-results; r.Allowed {
+			admitted++
+		} else {
+			require.Equal(t, 10*time.Second, r.RetryAfter)
+		}
+	}
+	require.Equal(t, 10, admitted)
+	clock.advance(10*time.Second - time.Microsecond)
+	require.False(t, allowN(t, l, "k", 1).Allowed)
+	clock.advance(time.Microsecond)
+	require.True(t, allowN(t, l, "k", 1).Allowed)
+}
+
 // TestRateLimit_ALeaderDoesNotWaitForWhatOthersAreGivenBack holds the trip that gives back.
 func TestRateLimit_ALeaderDoesNotWaitForWhatOthersAreGivenBack(t *testing.T) {
 	t.Parallel()

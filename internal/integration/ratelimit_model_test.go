@@ -1,12 +1,14 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -254,6 +256,7 @@ func (m *bucketModel) give(now, n int64) {
 // subjectUnderTest is a limiter, its server's clock and its model.
 type subjectUnderTest struct {
 	limiter *ratelimit.Limiter
+	hold    *holder
 	clock   *serverClock
 	model   model
 	window  time.Duration
@@ -273,7 +276,7 @@ func schedules() int {
 func (s *subjectUnderTest) follow(t *testing.T, rnd *rand.Rand, key string, calls int, check func(now, n int64, r ratelimit.Result)) {
 	ctx := t.Context()
 	trace := []string{}
-	for range calls {
+	for i := range calls {
 		switch rnd.IntN(4) {
 		case 0: // a burst
 		case 1:
@@ -297,11 +300,17 @@ func (s *subjectUnderTest) follow(t *testing.T, rnd *rand.Rand, key string, call
 		}
 		trace = append(trace, fmt.Sprintf("%d take %d", s.clock.now, n))
 		want := s.model.take(s.clock.now, n)
-		got, err := s.limiter.AllowN(ctx, key, n)
-		require.NoError(t, err)
-		require.Equal(t, want, got, "%+v\n%s", s.limiter.Limit(), strings.Join(trace, "\n"))
-		if check != nil {
-			check(s.clock.now, n, got)
+		var got ratelimit.Result
+		var err error
+		if i > 0 && rnd.IntN(6) == 0 { // not the first, which may take two round trips, for the script
+			got = s.together(t, rnd, key, n, want, &trace, check)
+		} else {
+			got, err = s.limiter.AllowN(ctx, key, n)
+			require.NoError(t, err)
+			require.Equal(t, want, got, "%+v\n%s", s.limiter.Limit(), strings.Join(trace, "\n"))
+			if check != nil {
+				check(s.clock.now, n, got)
+			}
 		}
 		if !got.Allowed && rnd.IntN(2) == 0 {
 			s.clock.advance(got.RetryAfter - s.grain)
@@ -320,6 +329,58 @@ func (s *subjectUnderTest) follow(t *testing.T, rnd *rand.Rand, key string, call
 			}
 		}
 	}
+}
+
+// together makes a call of n units, whose result shall be want, and others of as many that wait for it and then are one
+// run, a while later. It returns the result of the last of those that are refused, or of any.
+func (s *subjectUnderTest) together(
+	t *testing.T, rnd *rand.Rand, key string, n int64, want ratelimit.Result, trace *[]string, check func(now, n int64, r ratelimit.Result),
+) ratelimit.Result {
+	results := func(calls int) <-chan ratelimit.Result {
+		got := make(chan ratelimit.Result, calls)
+		for range calls {
+			go func() {
+				r, err := s.limiter.AllowN(t.Context(), key, n)
+				if err != nil {
+					t.Error(err)
+				}
+				got <- r
+			}()
+		}
+		return got
+	}
+	s.hold.on.Store(true)
+	first := results(1)
+	<-s.hold.held
+	s.hold.on.Store(false)
+	began := s.clock.now
+	s.clock.advance(time.Duration(rnd.Int64N(int64(s.window) + 1)))
+	calls := 2 + rnd.IntN(6)
+	*trace = append(*trace, fmt.Sprintf("%d take %d by each of %d", s.clock.now, n, calls))
+	others := results(calls)
+	require.NoError(t, after(t.Context(), time.Millisecond)) // let them join; one that is late is decided no other way
+	s.hold.release <- struct{}{}
+	got := make([]ratelimit.Result, calls)
+	require.Equal(t, want, <-first, "%+v\n%s", s.limiter.Limit(), strings.Join(*trace, "\n"))
+	for i := range got {
+		got[i] = <-others
+	}
+	slices.SortFunc(got, func(a, b ratelimit.Result) int { // those that are refused leave the same, and least
+		return cmp.Or(cmp.Compare(b.Remaining, a.Remaining), cmp.Compare(a.RetryAfter, b.RetryAfter))
+	})
+	if check != nil {
+		check(began, n, want)
+	}
+	for i := range got {
+		want = s.model.take(s.clock.now, n)
+		require.InDelta(t, want.ResetAfter, got[i].ResetAfter, float64(time.Microsecond)) // it is reckoned back from that of the last
+		want.ResetAfter = got[i].ResetAfter
+		require.Equal(t, want, got[i], "%+v, call %d\n%s", s.limiter.Limit(), i, strings.Join(*trace, "\n"))
+		if check != nil {
+			check(s.clock.now, n, got[i])
+		}
+	}
+	return got[calls-1]
 }
 
 // eachSchedule runs histories in parallel.
@@ -354,11 +415,12 @@ func TestRateLimit_FixedWindowIsItsModel(t *testing.T) {
 	t.Parallel()
 	eachSchedule(t, func(t *testing.T, client rueidis.Client, prefix string, i int, rnd *rand.Rand) {
 		hooked, clock := withServerClock(client, time.Now())
+		hold := newHolder()
 		limit := aModelLimit(rnd)
-		l, err := ratelimit.NewFixedWindow(hooked, limit, modelOptions(prefix))
+		l, err := ratelimit.NewFixedWindow(rueidishook.WithHook(hooked, hold), limit, modelOptions(prefix))
 		require.NoError(t, err)
 		w := limit.Window.Microseconds()
-		s := subjectUnderTest{l, clock, &fixedModel{rate: limit.Rate, window: w}, limit.Window, limit.Rate, time.Millisecond}
+		s := subjectUnderTest{l, hold, clock, &fixedModel{rate: limit.Rate, window: w}, limit.Window, limit.Rate, time.Millisecond}
 		s.follow(t, rnd, strconv.Itoa(i), 10, nil)
 	})
 }
@@ -369,10 +431,11 @@ func TestRateLimit_SlidingWindowNeverExceedsItsRate(t *testing.T) {
 	t.Parallel()
 	eachSchedule(t, func(t *testing.T, client rueidis.Client, prefix string, i int, rnd *rand.Rand) {
 		hooked, clock := withServerClock(client, time.Now())
+		hold := newHolder()
 		limit := aModelLimit(rnd)
 		opts := modelOptions(prefix)
 		opts.Resolution = []int{0, 0, 1, 2, 7, 64, 1024, ratelimit.Exact}[rnd.IntN(8)]
-		l, err := ratelimit.NewSlidingWindow(hooked, limit, opts)
+		l, err := ratelimit.NewSlidingWindow(rueidishook.WithHook(hooked, hold), limit, opts)
 		require.NoError(t, err)
 		w := limit.Window.Microseconds()
 		k := int64(opts.Resolution)
@@ -384,7 +447,7 @@ func TestRateLimit_SlidingWindowNeverExceedsItsRate(t *testing.T) {
 			step = (w + k - 1) / k
 		}
 		m := &slidingModel{rate: limit.Rate, window: w, step: step}
-		s := subjectUnderTest{l, clock, m, limit.Window, limit.Rate, time.Microsecond}
+		s := subjectUnderTest{l, hold, clock, m, limit.Window, limit.Rate, time.Microsecond}
 		s.follow(t, rnd, strconv.Itoa(i), 12, func(now, n int64, r ratelimit.Result) {
 			if r.Allowed {
 				require.LessOrEqual(t, m.inWindow(now-w, now), limit.Rate)
@@ -403,6 +466,7 @@ func TestRateLimit_TokenBucketIsExact(t *testing.T) {
 	t.Parallel()
 	eachSchedule(t, func(t *testing.T, client rueidis.Client, prefix string, i int, rnd *rand.Rand) {
 		hooked, clock := withServerClock(client, time.Now())
+		hold := newHolder()
 		limit := aModelLimit(rnd)
 		switch rnd.IntN(4) {
 		case 0: // fast
@@ -414,12 +478,12 @@ func TestRateLimit_TokenBucketIsExact(t *testing.T) {
 		case 2: // no common divisor
 			limit = ratelimit.Per(999_983+rnd.Int64N(1000), 30*24*time.Hour)
 		}
-		l, err := ratelimit.NewTokenBucket(hooked, limit, modelOptions(prefix))
+		l, err := ratelimit.NewTokenBucket(rueidishook.WithHook(hooked, hold), limit, modelOptions(prefix))
 		require.NoError(t, err)
 		burst := l.Limit().Burst
 		full := time.Duration(float64(burst) / float64(limit.Rate) * float64(limit.Window))
 		m := &bucketModel{limit.Rate, limit.Window.Microseconds(), burst, ratOf(burst, 1), clock.now}
-		s := subjectUnderTest{l, clock, m, full, burst, time.Microsecond}
+		s := subjectUnderTest{l, hold, clock, m, full, burst, time.Microsecond}
 		s.follow(t, rnd, strconv.Itoa(i), 12, nil)
 	})
 }
