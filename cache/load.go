@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/redis/rueidis"
+
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
@@ -253,6 +255,9 @@ func (b *batch[K, V]) run() {
 		claimed, held, changed := b.acquire(pending)
 		pending = append(held, changed...)
 		switch {
+		case b.ctx.Err() != nil: // nobody waits any more: what nobody loads under shall hold nobody up
+			b.setLeases(claimed, 0)
+			pending = append(pending, claimed...)
 		case len(claimed) > 0:
 			b.loadAndStore(claimed)
 		case len(held) > 0 && b.background:
@@ -290,12 +295,18 @@ func (b *batch[K, V]) finish(f *flight[K, V], o outcome[V]) {
 
 // acquire looks at the entries of pending flights once more and leases those that are still missing. Flights whose
 // value is there by now are finished. The others are claimed, to be loaded; held by another process; or changed: to be
-// looked at again at once.
+// looked at again at once. A round trip that may take leases does not end with the batch: it is under way, and what it
+// has taken must be known.
 func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed []*flight[K, V]) {
 	// Stamps that were missing and are there since an earlier chunk: without them later chunks would guess
 	// wrong, and the batch would be loaded in parts.
 	made := map[int]string{}
+	ctx := context.WithoutCancel(b.ctx)
 	for chunk := range slices.Chunk(pending, maxBatch) {
+		if b.ctx.Err() != nil {
+			changed = append(changed, chunk...) // run sees to them
+			continue
+		}
 		b.mu.Lock()
 		begun := b.clock.Add(1)
 		for _, f := range chunk {
@@ -325,7 +336,8 @@ func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed [
 			calls = append(calls, acquireScript.Call([]string{f.entry, leaseKey(f.entry)},
 				headerOf(f.value.bytes()), f.token, millis(b.opts.LeaseTTL), f.void))
 		}
-		results, sent := b.pipeline(b.ctx, calls)
+		results, sent := b.pipeline(ctx, calls)
+		var lost []script.Call                           // that give back leases which Redis may have given without our hearing of it
 		stamps, errs := map[int]reply{}, map[int]error{} // by range of slots
 		for i, part := range parts {
 			stamps[part], errs[part], made[part] = results[i], results[i].err, results[i].text
@@ -334,13 +346,16 @@ func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed [
 			r, stamp, token, rejected := results[len(parts)+i], stamps[f.part], f.token, f.value.text
 			f.value, f.stamp, f.left, f.token = r, stamp.text, unknownTTL, ""
 			f.value.err = cmp.Or(r.err, stamp.err)
-			b.interpret(b.ctx, &f.want)
+			b.interpret(ctx, &f.want)
 			if len(f.value.text) < headerSize { // an entry and a lease may both have been rejected: remember the one when the other is told of
 				f.value.text = rejected
 			}
 			switch {
 			case f.value.err != nil:
 				errs[f.part] = cmp.Or(errs[f.part], f.value.err)
+				if _, answered := rueidis.IsRedisErr(f.value.err); !answered {
+					lost = append(lost, leaseScript.Call([]string{leaseKey(f.entry)}, token, millis(0)))
+				}
 				claimed = b.withoutLease(claimed, f)
 			case len(r.text) == 2*stampSize && r.text[:stampSize] == stamp.text:
 				held = append(held, f)
@@ -361,7 +376,12 @@ func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed [
 				b.mu.Unlock()
 			}
 		}
-		b.settleAll(b.ctx, &b.writes, OpLease, sent, errs)
+		b.settleAll(ctx, &b.writes, OpLease, sent, errs)
+		if len(lost) > 0 {
+			b.mu.Lock()
+			b.goCounted(func() { b.pipeline(ctx, lost) }) // nobody waits for it, and if it fails they end by themselves
+			b.mu.Unlock()
+		}
 	}
 	return claimed, held, changed
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redispatterns/redispatterns/cache"
@@ -329,6 +330,94 @@ func TestCache_LostRepliesLoseNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "loaded cut", v)
 	require.Equal(t, errorsBefore, c.Stats().Errors)
+}
+
+// TestCache_ACallerThatLeavesWhileItsLeaseIsTakenHoldsNobodyUp: Redis has given the lease, the reply is under way.
+func TestCache_ACallerThatLeavesWhileItsLeaseIsTakenHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	direct := server.Client(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	prefix := redistest.Prefix(t)
+	opts := cache.Options[string, string]{LeaseTTL: time.Hour}
+	pipelining := func(o *rueidis.ClientOption) { o.AlwaysPipelining = true } // as when there is much to do: callers leave at once
+	c := newCache(t, server.Client(t, proxy.Through, redistest.OneConnection, pipelining), prefix, opts)
+	other := newCache(t, direct, prefix, opts)
+	for _, c := range []*cache.Cache[string, string]{c, other} {
+		_, err := c.Fetch(t.Context(), "the scripts are known after this", newSource("v").load)
+		require.NoError(t, err)
+	}
+	lease := entryKey(prefix, "k") + ":l"
+	proxy.Latency(t, 500*time.Millisecond)
+	ctx, leave := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	var loads atomic.Int64
+	go func() {
+		_, err := c.Fetch(ctx, "k", func(ctx context.Context, _ string) (string, error) {
+			loads.Add(1)
+			return "", ctx.Err()
+		})
+		failed <- err
+	}()
+	require.Eventually(t, func() bool { return exists(t, direct, lease) }, 10*time.Second, time.Millisecond)
+	leave()
+	require.ErrorIs(t, <-failed, context.Canceled)
+	bounded, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	v, err := other.Fetch(bounded, "k", newSource("other's").load)
+	require.NoError(t, err)
+	require.Equal(t, "other's", v)
+	require.NoError(t, c.Close(bounded))
+	require.Zero(t, loads.Load(), "nobody waited for it")
+}
+
+// repliesLost is a hook that lets a proxy swallow the replies to the first scripts.
+type repliesLost struct {
+	rueidishook.Hook
+	lose, restore func()
+	done          atomic.Bool
+}
+
+func (h *repliesLost) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	if strings.HasPrefix(multi[0].Commands()[0], "EVAL") && !h.done.Swap(true) {
+		h.lose()
+		defer h.restore()
+	}
+	return client.DoMulti(ctx, multi...)
+}
+
+func (h *repliesLost) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	return client.Do(ctx, cmd)
+}
+
+// TestCache_ALeaseThatIsNotHeardOfIsGivenBack: requests arrive, the reply to the lease does not.
+func TestCache_ALeaseThatIsNotHeardOfIsGivenBack(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	direct := server.Client(t)
+	proxy := redistest.NewProxy(t, server.Addr())
+	prefix := redistest.Prefix(t)
+	hook := &repliesLost{lose: func() { proxy.DropReplies(t) }, restore: func() { proxy.Restore(t) }}
+	through := server.Client(t, proxy.Through, redistest.OneConnection)
+	c := newCache(t, rueidishook.WithHook(through, hook), prefix, cache.Options[string, string]{OpTimeout: faultOpTimeout, LeaseTTL: time.Hour})
+	warm := newCache(t, direct, prefix, cache.Options[string, string]{LeaseTTL: time.Hour})
+	failing := func(context.Context, string) (string, error) { return "", errors.New("down") }
+	for range 2 { // a lease, and one that is given back
+		_, err := warm.Fetch(t.Context(), "the scripts are known after this", failing)
+		require.ErrorContains(t, err, "down")
+	}
+	var v string
+	began := time.Now()
+	commands := redistest.Commands(t, server, func() {
+		var err error
+		v, err = c.Fetch(t.Context(), "k", newSource("v").load)
+		require.NoError(t, err)
+	})
+	require.Equal(t, "v", v, "it loads without a lease")
+	require.GreaterOrEqual(t, time.Since(began), faultOpTimeout*7/8, "the reply was lost")
+	require.GreaterOrEqual(t, commands["evalsha"], int64(2), "the stamp and the lease")
+	lease := entryKey(prefix, "k") + ":l"
+	require.Eventually(t, func() bool { return !exists(t, direct, lease) }, 10*time.Second, time.Millisecond)
 }
 
 func TestCache_ScriptsAndConnectionsMayVanish(t *testing.T) {
