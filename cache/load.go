@@ -343,11 +343,13 @@ func (b *batch[K, V]) acquire(pending []*flight[K, V]) (claimed, held, changed [
 			stamps[part], errs[part], made[part] = results[i], results[i].err, results[i].text
 		}
 		for i, f := range asked {
-			r, stamp, token, rejected := results[len(parts)+i], stamps[f.part], f.token, f.value.text
+			r, stamp, token, rejected, under := results[len(parts)+i], stamps[f.part], f.token, f.value.text, f.stamp
 			f.value, f.stamp, f.left, f.token = r, stamp.text, unknownTTL, ""
 			f.value.err = cmp.Or(r.err, stamp.err)
 			b.interpret(ctx, &f.want)
-			if len(f.value.text) < headerSize { // an entry and a lease may both have been rejected: remember the one when the other is told of
+			// An entry and a lease may both have been rejected: remember the one when the other is told of. Under another
+			// stamp an entry may be right: it is looked at again.
+			if len(f.value.text) < headerSize && under == stamp.text {
 				f.value.text = rejected
 			}
 			switch {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redispatterns/redispatterns/cache"
@@ -527,6 +528,54 @@ func TestCache_ALaterCallerDoesNotGetAnOvertakenValue(t *testing.T) {
 		require.Equal(t, "new", <-later)
 	}
 	require.EqualValues(t, 1, src.loads.Load())
+}
+
+// lateGet is a hook before GETs of an entry.
+type lateGet struct {
+	rueidishook.Hook
+	entry  string
+	before func()
+}
+
+func (h *lateGet) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if words := cmd.Commands(); words[0] == "GET" && words[1] == h.entry {
+		h.before()
+	}
+	return client.Do(ctx, cmd)
+}
+
+func (h *lateGet) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	return client.DoMulti(ctx, multi...)
+}
+
+// TestCache_WhatIsReloadedAfterAnInvalidateIsNotLoadedAgain by a process that read it with the stamp from before.
+func TestCache_WhatIsReloadedAfterAnInvalidateIsNotLoadedAgain(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	hook := &lateGet{}
+	c := newCache(t, rueidishook.WithHook(client, hook), prefix, cache.Options[string, string]{})
+	elsewhere := newCache(t, client, prefix, cache.Options[string, string]{})
+	reached, id := false, ""
+	hook.before = func() {
+		reached = true
+		require.NoError(t, elsewhere.Invalidate(t.Context()))
+		v, err := elsewhere.Fetch(t.Context(), id, newSource("reloaded").load)
+		require.NoError(t, err)
+		require.Equal(t, "reloaded", v)
+	}
+	for i := 0; !reached; i++ { // until c remembers the stamp when it asks for the entry
+		require.Less(t, i, 1000)
+		_, _, err := c.Get(t.Context(), "other"+strconv.Itoa(i))
+		require.NoError(t, err)
+		id = "k" + strconv.Itoa(i)
+		hook.entry = entryKey(prefix, id)
+		v, err := c.Fetch(t.Context(), id, newSource("loaded again").load)
+		require.NoError(t, err)
+		if reached {
+			require.Equal(t, "reloaded", v)
+		}
+	}
 }
 
 // TestCache_NoStaleFill plays random schedules of loads, updates followed by Delete, Set or Invalidate, and
