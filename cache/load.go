@@ -65,8 +65,9 @@ type flight[K comparable, V any] struct {
 	want[K, V]
 	batch *batch[K, V]
 	done  chan struct{}
-	token string // of the lease that it has; "" if Redis failed: then what is loaded is not stored
-	kept  bool   // the lease held until the value was stored: no delete or set has come between
+	token string        // of the lease that it has; "" if Redis failed: then what is loaded is not stored
+	kept  bool          // the lease held until the value was stored: no delete or set has come between
+	gone  time.Duration // since epoch, when there is no more of what the caller was served, if that was a stale value
 
 	// Guarded by shared.mu until done is closed.
 	begun uint64 // shared.clock when it last looked at Redis, before the load; 0 = not yet
@@ -203,6 +204,9 @@ func (c *Cache[K, V]) refresh(ctx context.Context, ws []want[K, V], load loadFun
 
 func (b *batch[K, V]) add(w *want[K, V]) *flight[K, V] {
 	f := &flight[K, V]{want: *w, batch: b, done: make(chan struct{})}
+	if w.seen == stale {
+		f.gone = sinceEpoch() + w.left
+	}
 	b.flying[w.entry] = f
 	b.flights = append(b.flights, f)
 	return f
@@ -256,7 +260,7 @@ func (b *batch[K, V]) run() {
 		pending = append(held, changed...)
 		switch {
 		case b.ctx.Err() != nil: // nobody waits any more: what nobody loads under shall hold nobody up
-			b.setLeases(claimed, 0)
+			b.setLeases(claimed, func(*flight[K, V]) time.Duration { return 0 })
 			pending = append(pending, claimed...)
 		case len(claimed) > 0:
 			b.loadAndStore(claimed)
@@ -492,7 +496,7 @@ func (b *batch[K, V]) call(fs []*flight[K, V]) result[V] {
 		case r := <-ended:
 			return r
 		case <-extend.C:
-			b.setLeases(fs, b.opts.LeaseTTL)
+			b.setLeases(fs, func(*flight[K, V]) time.Duration { return b.opts.LeaseTTL })
 		case <-ctx.Done():
 			select {
 			case r := <-ended:
@@ -559,24 +563,27 @@ func (b *batch[K, V]) store(fs []*flight[K, V], r result[V], info *LoadInfo) {
 }
 
 // giveBack ends the leases of a load that failed with err. After a failed refresh of stale values, which go on
-// being served, they are kept a little, so that the source is not asked again for each read.
+// being served, they are kept a little, so that the source is not asked again for each read; but no longer than there
+// is something to serve.
 func (b *batch[K, V]) giveBack(fs []*flight[K, V], err error) {
-	var pause time.Duration
+	pause := func(*flight[K, V]) time.Duration { return 0 }
 	var panicked *PanicError
 	notServed := func(f *flight[K, V]) bool { return f.seen != stale }
 	if b.background && !slices.ContainsFunc(fs, notServed) && !errors.As(err, &panicked) {
-		pause = refreshPause
+		now := sinceEpoch()
+		pause = func(f *flight[K, V]) time.Duration { return max(0, min(refreshPause, f.gone-now)) }
 	}
 	b.setLeases(fs, pause)
 }
 
-// setLeases makes leases end after d. Those that Redis does not answer for are given up: a Redis that hangs
+// setLeases makes leases end after a time each. Those that Redis does not answer for are given up: a Redis that hangs
 // shall not be waited for twice.
-func (b *batch[K, V]) setLeases(fs []*flight[K, V], d time.Duration) {
+func (b *batch[K, V]) setLeases(fs []*flight[K, V], after func(*flight[K, V]) time.Duration) {
 	var leased []*flight[K, V]
 	var calls []script.Call
 	for _, f := range fs {
 		if f.token != "" {
+			d := after(f)
 			leased, calls = append(leased, f), append(calls, leaseScript.Call([]string{leaseKey(f.entry)}, f.token, millis(d)))
 		}
 	}

@@ -565,6 +565,30 @@ func TestCache_StaleValuesAreServedWhileOneLoadRefreshes(t *testing.T) {
 	})
 }
 
+// TestCache_AFailedRefreshHoldsUpNobodyWhoFindsNothing: it keeps its lease for a pause, but not after the stale value's end.
+func TestCache_AFailedRefreshHoldsUpNobodyWhoFindsNothing(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	prefix := redistest.Prefix(t)
+	c := newCache(t, client, prefix, cache.Options[string, string]{TTL: time.Hour, StaleTTL: time.Hour, LeaseTTL: time.Hour})
+	src := newSource("old")
+	_, err := c.Fetch(t.Context(), "k", src.load)
+	require.NoError(t, err)
+	do(t, client, entryKey(prefix, "k"), "PEXPIRE", "800")
+	src.fail(errors.New("down"))
+	v, err := c.Fetch(t.Context(), "k", src.load)
+	require.NoError(t, err)
+	require.Equal(t, "old", v)
+	require.Eventually(t, func() bool { return src.loads.Load() == 2 }, 10*time.Second, time.Millisecond)
+	var left int64
+	require.Eventually(t, func() bool { // at first it is the load's
+		left, err = do(t, client, entryKey(prefix, "k")+":l", "PTTL").AsInt64()
+		require.NoError(t, err)
+		return left <= 1000
+	}, 10*time.Second, time.Millisecond)
+	require.LessOrEqual(t, left, int64(800))
+}
+
 func TestCache_EarlyRefreshGrowsLikelierTowardsTheEnd(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
