@@ -424,6 +424,29 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 	})
 }
 
+// slowTimer is a context whose deadline has passed and whose timer has not fired.
+type slowTimer struct{ context.Context }
+
+func (slowTimer) Deadline() (time.Time, bool) { return time.Now().Add(-time.Microsecond), true }
+
+func TestNote_ACallersDeadlineSaysNothingAboutRedis(t *testing.T) {
+	t.Parallel()
+	l, err := NewFixedWindow(noServer{}, PerSecond(1), Options{})
+	require.NoError(t, err)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	isOpen := func() bool { ok, _ := l.breakers.ranges[0].allow(); return !ok }
+	for range 2 * breakerFailures {
+		l.note(slowTimer{t.Context()}, 0, context.DeadlineExceeded)
+		l.note(ended, 0, context.Canceled)
+	}
+	require.False(t, isOpen())
+	for range breakerFailures {
+		l.note(t.Context(), 0, context.DeadlineExceeded) // Timeout's
+	}
+	require.True(t, isOpen())
+}
+
 // TestLocal_NeverExceedsItsShareUnderContention has callers wait for each other, between windows that are short.
 func TestLocal_NeverExceedsItsShareUnderContention(t *testing.T) {
 	t.Parallel()
