@@ -318,6 +318,31 @@ func TestBreaker_OpensAfterFailuresInARowAndProbes(t *testing.T) {
 	})
 }
 
+func TestBreakers_ProbeAtOnceWhatHasNotFailedItself(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakers(64, time.Second)
+		b.failed(5)
+		time.Sleep(time.Second) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
+		b.failed(6)
+		for range 2 {
+			for _, part := range []int{60, 61} {
+				ok, probe := b.ranges[part].allow()
+				require.False(t, ok, "nothing has succeeded anywhere for as long as patience")
+				require.True(t, probe, "it is seen at once whether this one is well")
+				_, probe = b.ranges[part].allow()
+				require.False(t, probe)
+			}
+			time.Sleep(probeInterval) //nolint:forbidigo // synctest: a fake clock, which takes no time and cannot flake
+		}
+		b.succeeded(60)
+		ok, _ := b.ranges[60].allow()
+		require.True(t, ok)
+		ok, _ = b.ranges[61].allow()
+		require.False(t, ok)
+	})
+}
+
 func TestLifetime_IsNeverLongerThanPromised(t *testing.T) {
 	t.Parallel()
 	for _, jitter := range []float64{-1, 0.1, 0.999999} {

@@ -64,8 +64,8 @@ func (b *breakers) failed(part int) {
 		return
 	}
 	if began := time.Duration(b.streak.Load()); began != 0 && now-began >= b.patience {
-		for i := range b.ranges {
-			b.ranges[i].open()
+		for i := range b.ranges { // with a probe due at once: those of other nodes may be well
+			b.ranges[i].nextProbe.CompareAndSwap(0, int64(now))
 		}
 	}
 }

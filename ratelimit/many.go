@@ -23,9 +23,9 @@ type Request struct {
 
 // AllowMany decides several calls, each by itself, in one round trip to each node. The results are in the order of the
 // requests; those of one limiter and key are decided in that order on a single server, and those of another limiter for
-// the same key, as With makes, before or after. Each limiter's DenyCache and OnFailure are heeded. With ReturnError, the error is that of the first request which Redis did not decide; the results of the
-// others hold all the same. Any request that is invalid is an error, and nothing is taken. If ctx ends first, what was
-// taken is unknown.
+// the same key, as With makes, before or after. Each limiter's DenyCache and OnFailure are heeded. With ReturnError, the
+// error is that of the first request which Redis did not decide; the results of the others hold all the same. Any request
+// that is invalid is an error, and nothing is taken. If ctx ends first, what was taken is unknown.
 func AllowMany(ctx context.Context, requests ...Request) ([]Result, error) {
 	for _, r := range requests {
 		if err := r.check(); err != nil {

@@ -417,6 +417,10 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 		time.Sleep(time.Second) //nolint:forbidigo // synctest's time
 		b.failed(6)
 		require.False(t, ok(60), "nothing has succeeded anywhere for as long as patience")
+		_, probe := b.ranges[61].allow()
+		require.True(t, probe, "it is seen at once whether this one is well")
+		_, probe = b.ranges[61].allow()
+		require.False(t, probe)
 		b.succeeded(7)
 		b.ranges[7].failures.Store(breakerFailures + 2) // as if they came while the success was being noted
 		b.failed(7)
