@@ -429,7 +429,7 @@ func TestBreakers_OpenAfterFailuresAndProbe(t *testing.T) {
 }
 
 // slowTimer is a context whose deadline has passed and whose timer has not fired.
-type slowTimer struct{ context.Context }
+type slowTimer struct{ context.Context } //nolint:containedctx // it is a context
 
 func (slowTimer) Deadline() (time.Time, bool) { return time.Now().Add(-time.Microsecond), true }
 
