@@ -537,6 +537,7 @@ func TestCache_StaleValuesAreServedWhileOneLoadRefreshes(t *testing.T) {
 		// A failing refresh leaves the stale value and is tried once a second, not once a read.
 		age("k")
 		src.fail(errors.New("down"))
+		began := time.Now()
 		for range 50 {
 			v, err := c.Fetch(ctx, "k", src.load)
 			require.NoError(t, err)
@@ -548,7 +549,7 @@ func TestCache_StaleValuesAreServedWhileOneLoadRefreshes(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "new", v)
 		}
-		require.LessOrEqual(t, src.loads.Load(), int64(4))
+		require.LessOrEqual(t, src.loads.Load(), int64(4+time.Since(began)/time.Second))
 		ttl, err := do(t, client, entryKey(prefix, "k")+":l", "PTTL").AsInt64()
 		require.NoError(t, err)
 		require.LessOrEqual(t, ttl, int64(1000))
