@@ -32,8 +32,7 @@ end
 
 local at, tokens, part = now, limit, 0
 local raw = redis.pcall('GET', key)
-local found = type(raw) == 'string' and #raw == 25
-if found then
+if type(raw) == 'string' and #raw == 25 then
 	local parts
 	at, tokens, part, parts = struct.unpack('<I7I6I6I6', raw)
 	tokens = limit - tokens -- below 0 if more was taken under a limit with more tokens
@@ -98,9 +97,5 @@ end
 if full == 0 then
 	redis.call('DEL', key)
 else
-	local ttl = math.ceil(full / 1000) + 1
-	if found then -- never shorter: under a limit with a slower rate it says something for longer
-		ttl = math.max(ttl, redis.call('PTTL', key))
-	end
-	redis.call('SET', key, struct.pack('<I7I6I6I6', at, limit - tokens, part, period), 'PX', ttl)
+	redis.call('SET', key, struct.pack('<I7I6I6I6', at, limit - tokens, part, period), 'PX', math.ceil(full / 1000) + 1)
 end

@@ -161,9 +161,9 @@ func newLimiter(client rueidis.Client, alg *algorithm, limit Limit, opts Options
 
 // With returns a limiter for another limit on the same keys: for tiers, or a limit per call. What a key has used counts
 // against any Rate and Burst; windows of different length are counted apart. Into a bucket, tokens drip at the Rate of
-// whoever asks next, and it is forgotten when it would be full at the slowest Rate of those who took from it; what is given
-// back for a caller that left supposes that it was one Rate. The first 1024 limits are remembered, and then cost no
-// allocation. That limit is out of range is an error of all calls.
+// whoever asks next, and it is forgotten when it is full at the Rate of whoever asked last; what is given back for a caller
+// that left supposes that it was one Rate. The first 1024 limits are remembered, and then cost no allocation. That limit is
+// out of range is an error of all calls.
 func (l *Limiter) With(limit Limit) *Limiter {
 	if limit == l.limit {
 		return l

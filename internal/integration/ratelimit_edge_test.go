@@ -57,19 +57,6 @@ func TestRateLimit_WhatWasTakenCountsForAnyBurst(t *testing.T) {
 	require.EqualValues(t, 1, peek(t, l, "k").Remaining)
 }
 
-// TestRateLimit_AFastRateDoesNotMakeASlowOneForget has a bucket that is soon full under one limit, and not under another.
-func TestRateLimit_AFastRateDoesNotMakeASlowOneForget(t *testing.T) {
-	t.Parallel()
-	client, clock := withServerClock(redistest.Shared(t).Client(t), time.Now())
-	slow := newLimiter(t, ratelimit.NewTokenBucket, client, ratelimit.Limit{Rate: 1, Window: time.Hour, Burst: 3}, ratelimit.Options{DenyCacheSize: -1})
-	fast := slow.With(ratelimit.PerHour(3_600_000))
-	require.True(t, allowN(t, slow, "k", 3).Allowed)
-	require.True(t, allowN(t, fast, "k", 1).Allowed)
-	clock.advance(time.Minute)
-	require.False(t, allowN(t, slow, "k", 1).Allowed)
-	require.Equal(t, 59*time.Minute, peek(t, slow, "k").RetryAfter-time.Hour)
-}
-
 // TestRateLimit_NumbersThatAreForeignAreReplaced is about what Lua takes for a number and INCRBY does not.
 func TestRateLimit_NumbersThatAreForeignAreReplaced(t *testing.T) {
 	t.Parallel()

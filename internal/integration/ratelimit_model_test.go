@@ -41,8 +41,6 @@ local function call(command, key, ...)
 	local a, b, c = ...
 	if command == 'PEXPIRETIME' then
 		return expires or -1
-	elseif command == 'PTTL' then
-		return expires and expires - ms or -1
 	elseif command == 'DEL' then
 		return real.call('DEL', key, clock)
 	elseif command == 'SET' then
