@@ -100,11 +100,15 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 	orphans := adoption{looked: sinceEpoch(), most: renewChunk}
 	next := sinceEpoch() + time.Duration(rand.Int64N(int64(c.opts.Lease/10)))
 	cleaned := sinceEpoch()
-	noRoom, sweptAll := false, true
+	noRoom, unanswered, sweptAll := false, false, true
 	for {
 		pause := min(next-sinceEpoch(), c.untilLook(&orphans))
-		if noRoom {
-			pause = min(pause, crowded)
+		// What was not done is due at once, and would not be done again.
+		switch {
+		case noRoom:
+			pause = min(crowded, c.opts.Lease/4)
+		case unanswered:
+			pause = max(pause, orphans.wait.last)
 		}
 		if !c.sleepOrTurn(ctx, pause) || !c.awaitResume(ctx) {
 			return
@@ -112,7 +116,8 @@ func (c *consumer[T]) sweepLoop(ctx context.Context) {
 		var err error
 		noRoom, err = c.look(ctx, &orphans)
 		c.reportClaim(ctx, err)
-		if _, answered := rueidis.IsRedisErr(err); err != nil && !answered {
+		_, answered := rueidis.IsRedisErr(err)
+		if unanswered = err != nil && !answered; unanswered {
 			sw.failed = true
 			continue
 		}
@@ -364,7 +369,7 @@ func (c *consumer[T]) untilLook(a *adoption) time.Duration {
 	case suspected == 0 || a.looked >= settled:
 		return maxLease
 	case a.looked >= suspected:
-		return settled - sinceEpoch()
+		return max(settled-sinceEpoch(), a.wait.last)
 	default:
 		return a.wait.last
 	}

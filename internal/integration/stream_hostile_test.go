@@ -851,3 +851,88 @@ func TestStream_WhatMayBeLostIsAskedFor(t *testing.T) {
 	require.Equal(t, 1, counts.of(0))
 	require.Zero(t, counts.of(1))
 }
+
+// While Redis refuses connections, what may have been lost is looked for about once a second, not without a pause.
+func TestStream_ARedisThatIsGoneIsAskedSeldom(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := newStream(t, server.Client(t), redistest.Prefix(t))
+	opts := stream.GroupOptions[int]{Lease: streamLease}
+	var claims atomic.Int64
+	opts.Hooks.Error = func(_ context.Context, op string, _ error) {
+		if op == stream.OpClaim {
+			claims.Add(1)
+		}
+	}
+	var counts streamCounts
+	runStream(t, s.Group("g", opts), counts.handle)
+	requireResumes(t, s, &counts, 1)
+	server.Kill(t)
+	require.NoError(t, after(t.Context(), 4*time.Second))
+	failed := claims.Load()
+	t.Log("failed", failed)
+	require.Positive(t, failed)
+	require.Less(t, failed, int64(40))
+	server.Restart(t)
+	requireResumes(t, s, &counts, 2)
+}
+
+// streamCounter counts the commands of a name.
+type streamCounter struct {
+	redistest.PassThrough
+	name string
+	n    atomic.Int64
+}
+
+func (s *streamCounter) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if cmd.Commands()[0] == s.name {
+		s.n.Add(1)
+	}
+	return client.Do(ctx, cmd)
+}
+
+// Of entries in replies that were never seen there are more than a Run has room for: it does not ask for them all the time.
+func TestStream_OrphansWithoutRoomAreAskedForSeldom(t *testing.T) {
+	t.Parallel()
+	plain := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	direct := newStream(t, plain, key)
+	streamGhosts(t, plain, key, direct, 6)
+	counter := &streamCounter{name: "XPENDING"}
+	g := newStream(t, rueidishook.WithHook(plain, counter), key).Group("g", stream.GroupOptions[int]{Workers: 1, MaxInFlight: 2})
+	var counts streamCounts
+	begun, finish := make(chan struct{}, 10), make(chan struct{})
+	runStream(t, g, func(ctx context.Context, m *stream.Message[int]) error {
+		begun <- struct{}{}
+		<-finish
+		return counts.handle(ctx, m)
+	})
+	publishMany(t, direct, 6, 7)
+	<-begun
+	info, err := g.Info(t.Context())
+	require.NoError(t, err)
+	var ids []string
+	for e, err := range g.Pending(t.Context()) {
+		require.NoError(t, err)
+		if e.Consumer == "ghost" {
+			ids = append(ids, string(e.ID))
+		}
+	}
+	for _, c := range info.Consumers {
+		if c.Name != "ghost" {
+			streamAdmin(t, plain, append([]string{"XCLAIM", key, "g", c.Name, "0"}, ids...)...)
+		}
+	}
+	g.Pause() // the read that this ends may have brought them
+	g.Resume()
+	require.Eventually(t, func() bool { return g.Stats().InFlight == 2 }, 5*time.Second, time.Millisecond)
+	before := counter.n.Load()
+	require.NoError(t, after(t.Context(), 2*time.Second))
+	asked := counter.n.Load() - before
+	t.Log("asked", asked)
+	require.Positive(t, asked)
+	require.Less(t, asked, int64(20))
+	close(finish)
+	require.Eventually(t, func() bool { return counts.handled() == 7 }, 5*time.Second, time.Millisecond)
+	require.Zero(t, counts.extra())
+}
