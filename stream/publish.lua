@@ -11,8 +11,13 @@ local id = ''
 local delay = tonumber(ARGV[3])
 if delay > 0 then
   local t = redis.call('TIME')
+  local now = t[1] * 1000 + math.floor(t[2] / 1000)
   local waiting = redis.call('XADD', KEYS[#KEYS - 1], '*', unpack(ARGV, 5))
-  redis.call('ZADD', KEYS[#KEYS], t[1] * 1000 + math.floor(t[2] / 1000) + delay, waiting)
+  -- Members of equal scores come in the order of their bytes, -10 before -2, so the sequence is the score's fraction. The time is
+  -- the id's for that, unless the clock was set back: then ids go on from where it was.
+  local ms, seq = waiting:match('^(%d+)-(%d+)$')
+  if ms - now < 1000 then now = tonumber(ms) end
+  redis.call('ZADD', KEYS[#KEYS], now + delay + math.min(seq, 1023) / 1024, waiting)
 elseif ARGV[4] ~= '0' then
   id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 5))
 else

@@ -293,6 +293,35 @@ func TestStream_OrderPerKeyOverLostReplies(t *testing.T) {
 	}
 }
 
+// Messages of one batch with a delay come in its order, although many are added within a millisecond.
+func TestStream_DelayedOnesKeepTheirOrder(t *testing.T) {
+	t.Parallel()
+	s := newStream(t, redistest.Shared(t).Client(t), redistest.Prefix(t))
+	// So that Redis knows the script: one that it learns in the midst of a batch begins with those that come after that.
+	_, err := s.Publish(t.Context(), -1, stream.Delay(time.Millisecond))
+	require.NoError(t, err)
+	want := []int{-1}
+	for v := range 300 {
+		want = append(want, v)
+	}
+	_, err = s.PublishBatch(t.Context(), want[1:], stream.Delay(100*time.Millisecond))
+	require.NoError(t, err)
+	got := make(chan int, len(want))
+	runStream(t, s.Group("g", stream.GroupOptions[int]{Workers: 1}), func(_ context.Context, m *stream.Message[int]) error {
+		got <- m.Value
+		return nil
+	})
+	for _, v := range want {
+		select {
+		case next := <-got:
+			require.Equal(t, v, next)
+		case <-time.After(10 * time.Second):
+			require.Fail(t, "not published")
+		}
+	}
+}
+
+
 // A batch that fails is handled again one by one; the bad one alone is dead.
 func TestStream_RunBatch(t *testing.T) {
 	t.Parallel()
