@@ -437,14 +437,13 @@ func (c *consumer[T]) interrupt() {
 
 // newTasks are of entries that were delivered after sent.
 func (c *consumer[T]) newTasks(entries []entry, sent time.Duration) []*task[T] {
-	slab := make([]task[T], len(entries))
 	tasks := make([]*task[T], 0, len(entries))
-	for i, e := range entries {
+	for _, e := range entries {
 		if e.fields == nil {
 			continue
 		}
-		t := &slab[i]
-		t.id, t.fields, t.attempt, t.begun = e.id, e.fields, 1, true
+		// Not of one array: one that waits for its next attempt would keep all of them, with their fields.
+		t := &task[T]{id: e.id, fields: e.fields, attempt: 1, begun: true}
 		t.renewed.Store(int64(sent))
 		tasks = append(tasks, t)
 	}
@@ -504,9 +503,10 @@ func (c *consumer[T]) enqueue(tasks []*task[T]) {
 func (c *consumer[T]) park(t *task[T], d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	next := c.lanes.leave(t, t.lost.Load())
+	lost := t.lost.Load() // once: lose waits for c.mu, and then ends what it finds parked
+	next := c.lanes.leave(t, lost)
 	switch {
-	case t.lost.Load():
+	case lost:
 	case c.stopping:
 		c.left = append(c.left, t)
 	default:

@@ -7,11 +7,13 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/redis/rueidis"
 	"github.com/stretchr/testify/require"
@@ -428,4 +430,49 @@ func TestQueue_NothingIsTakenTwiceAfterClose(t *testing.T) {
 	require.Len(t, q.close(), 2)
 	got, _ = q.take(1)
 	require.Nil(t, got, "it was handled, or handed over")
+}
+
+func newTestConsumer(t *testing.T) *consumer[int] {
+	t.Helper()
+	s, err := New(noClient{}, "k", Options[int]{})
+	require.NoError(t, err)
+	g := s.Group("g", GroupOptions[int]{})
+	require.NoError(t, g.err)
+	return g.newConsumer(nil, nil)
+}
+
+// One message that waits for its next attempt keeps none of those that were read with it in memory.
+func TestConsumer_AParkedTaskKeepsNoOther(t *testing.T) {
+	t.Parallel()
+	const n = 10
+	entries, fields := make([]entry, n), make([]weak.Pointer[rueidis.RedisMessage], n)
+	for i := range entries {
+		entries[i] = entry{ID(strconv.Itoa(i+1) + "-0"), make([]rueidis.RedisMessage, 2)}
+		fields[i] = weak.Make(&entries[i].fields[0])
+	}
+	kept := newTestConsumer(t).newTasks(entries, 0)[n/2]
+	clear(entries)
+	runtime.GC()
+	for i := range fields {
+		require.Equal(t, i == n/2, fields[i].Value() != nil, i)
+	}
+	runtime.KeepAlive(kept)
+}
+
+// A message that is lost while it is put aside for its next attempt gives its key free.
+func TestConsumer_WhatIsLostHoldsNoKey(t *testing.T) {
+	t.Parallel()
+	c := newTestConsumer(t)
+	for i := range 50_000 {
+		x := &task[int]{id: ID(strconv.Itoa(i+1) + "-0"), key: "k", keyed: true}
+		c.mu.Lock()
+		c.tasks[x.id] = x
+		entered := c.lanes.enter(x)
+		c.mu.Unlock()
+		require.True(t, entered, i)
+		var wg sync.WaitGroup
+		wg.Go(func() { c.lose(x) })
+		c.park(x, time.Hour)
+		wg.Wait()
+	}
 }
