@@ -559,6 +559,10 @@ func (c *consumer[T]) stop() []*task[T] {
 		left = append(left, t)
 	}
 	clear(c.parked)
+	for _, w := range c.workers {
+		left = append(left, w.rest...)
+		w.rest = nil
+	}
 	left = append(left, c.left...)
 	c.left = nil
 	return left

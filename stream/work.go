@@ -36,7 +36,7 @@ type worker[T any] struct {
 
 	scratch []string
 	one     [1]*task[T]
-	rest    []*task[T] // of those that it took, what it comes to next
+	rest    []*task[T] // of those that it took, what it comes to next; c.mu is for this too
 	handled int
 	took    time.Duration
 }
@@ -118,9 +118,9 @@ func (w *worker[T]) loop(wg *sync.WaitGroup) {
 			w.settle(slices.Clone(w.current), errExited, 0)
 			w.ends()
 			w.c.mu.Lock()
-			w.c.enqueue(slices.Clone(w.rest))
-			w.c.mu.Unlock()
+			w.c.enqueue(w.rest)
 			w.rest = nil
+			w.c.mu.Unlock()
 			go w.loop(wg)
 			return
 		}
@@ -177,25 +177,51 @@ func (w *worker[T]) runOne(t *task[T], now time.Duration) time.Duration {
 
 // runBatch handles the tasks that are at their first attempt together, and then others each alone.
 func (w *worker[T]) runBatch(tasks []*task[T], now time.Duration) time.Duration {
-	batch := make([]*task[T], 0, len(tasks))
-	ms := make([]*Message[T], 0, len(tasks))
-	w.rest = w.rest[:0]
+	together, alone := make([]*task[T], 0, len(tasks)), []*task[T](nil)
 	for _, t := range tasks {
 		if t.attempt > 1 || t.alone {
-			w.rest = append(w.rest, t)
-		} else if m := w.prepareOrSettle(t, now); m != nil {
+			alone = append(alone, t)
+		} else {
+			together = append(together, t)
+		}
+	}
+	w.keep(alone)
+	batch, ms := together[:0], make([]*Message[T], 0, len(together))
+	for _, t := range together {
+		if m := w.prepareOrSettle(t, now); m != nil {
 			batch, ms = append(batch, t), append(ms, m)
 		}
 	}
 	now = w.handleSome(batch, ms)
-	for len(w.rest) > 0 {
-		t := w.rest[0]
-		w.rest = w.rest[1:]
+	for t := w.next(); t != nil; t = w.next() {
 		if m := w.prepareOrSettle(t, now); m != nil {
 			now = w.handleSome([]*task[T]{t}, []*Message[T]{m})
 		}
 	}
 	return now
+}
+
+// keep is for tasks that the worker comes to later. When the consumer stops, they are handed over.
+func (w *worker[T]) keep(tasks []*task[T]) {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if w.c.stopping {
+		w.c.left = append(w.c.left, tasks...)
+		return
+	}
+	w.rest = tasks
+}
+
+// next returns one of those that keep was for, nil if there is none any more.
+func (w *worker[T]) next() *task[T] {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	if len(w.rest) == 0 {
+		return nil
+	}
+	t := w.rest[0]
+	w.rest = w.rest[1:]
+	return t
 }
 
 // prepareOrSettle is prepare, and returns nil if that has an error.

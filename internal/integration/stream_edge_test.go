@@ -362,6 +362,40 @@ func TestStream_RunBatch(t *testing.T) {
 	require.Len(t, streamDead(t, g), 1)
 }
 
+// A consumer that stops hands over what it was to handle one by one and has not begun, while a handler is at work.
+func TestStream_RunBatchHandsOver(t *testing.T) {
+	t.Parallel()
+	client := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, client, key)
+	const n = 20
+	streamGhosts(t, client, key, s, n)
+	opts := stream.GroupOptions[int]{Lease: streamLease}
+	begun, finish := make(chan int, n), make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Group("g", opts).RunBatch(ctx, func(_ context.Context, ms []*stream.Message[int]) error {
+			begun <- ms[0].Value
+			<-finish
+			return nil
+		})
+	}()
+	first := <-begun
+	stop()
+	var counts streamCounts
+	g := s.Group("g", opts)
+	runStream(t, g, counts.handle)
+	require.Eventually(t, func() bool { return counts.handled() == n-1 }, 5*time.Second, time.Millisecond)
+	require.Zero(t, counts.of(first))
+	close(finish)
+	require.NoError(t, <-done)
+	requireDrained(t, g, 5*time.Second)
+	require.Zero(t, counts.of(first))
+	require.Zero(t, counts.extra())
+	require.Empty(t, begun)
+}
+
 func TestStream_PauseAndResume(t *testing.T) {
 	t.Parallel()
 	s := newStream(t, redistest.Shared(t).Client(t), redistest.Prefix(t))
