@@ -78,10 +78,11 @@
 //
 // # What it needs
 //
-// Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. A Run uses one connection
-// of the client's blocking pool, and up to four more for a while after those that all share have not answered. Several
-// messages are one round trip when they are read, and one when they are acknowledged. One without anything to do sends
-// about two commands per second, and a few per lease.
+// Redis 7.0 or Valkey 8, or later: a single server, Sentinel or Cluster, with any rueidis.Client. If that reads from replicas,
+// only what Tail yields comes from them, and as much later as they lag. A Run uses one connection of the client's blocking
+// pool, and up to four more for a while after those that all share have not answered. Several messages are one round trip
+// when they are read, and one when they are acknowledged. One without anything to do sends about two commands per second,
+// and a few per lease.
 //
 // # What it is not for
 //

@@ -52,13 +52,11 @@ func (g *Group[T]) Info(ctx context.Context) (GroupInfo, error) {
 }
 
 func (g *Group[T]) info(ctx context.Context) (info GroupInfo, err error) {
-	b, key := g.s.client.B, g.s.key
-	// Pinned: rueidis retries what only reads, and uses its memory again when it has a reply, while the writer of a connection that
-	// was killed may not have let go of it.
-	r := g.s.client.DoMulti(ctx,
-		b().Xpending().Key(key).Group(g.name).Build().Pin(), b().XinfoGroups().Key(key).Build().Pin(),
-		b().XinfoConsumers().Key(key).Group(g.name).Build().Pin(),
-		b().Xlen().Key(g.s.deadKey(g.name)).Build().Pin(), b().Zcard().Key(g.s.dueKey()).Build().Pin())
+	s, ask := g.s, g.s.client.B().Arbitrary
+	r := s.client.DoMulti(ctx,
+		s.ofPrimary(ask("XPENDING").Keys(s.key).Args(g.name)), s.ofPrimary(ask("XINFO", "GROUPS").Keys(s.key)),
+		s.ofPrimary(ask("XINFO", "CONSUMERS").Keys(s.key).Args(g.name)),
+		s.ofPrimary(ask("XLEN").Keys(s.deadKey(g.name))), s.ofPrimary(ask("ZCARD").Keys(s.dueKey())))
 	pending, err := r[0].ToArray()
 	if err != nil {
 		return info, err
@@ -267,7 +265,8 @@ func (g *Group[T]) redrive(ctx context.Context, ids []ID) (n int, err error) {
 		}
 	}
 	if len(ids) == 0 {
-		last, err := g.s.client.Do(ctx, g.s.client.B().Xrevrange().Key(key).End("+").Start("-").Count(1).Build()).ToMessage()
+		cmd := g.s.client.B().Arbitrary("XREVRANGE").Keys(key).Args("+", "-", "COUNT", "1")
+		last, err := g.s.client.Do(ctx, g.s.ofPrimary(cmd)).ToMessage()
 		if err != nil {
 			return 0, err
 		}

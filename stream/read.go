@@ -234,11 +234,19 @@ func (s *Stream[T]) Tail(ctx context.Context, from ID) iter.Seq2[*Message[T], er
 	}
 }
 
+// ofPrimary finishes a command that reads what replicas may not have yet: the client does not know that it only reads, and
+// sends it to none of them, whatever its SendToReplicas says.
+func (*Stream[T]) ofPrimary(cmd unbuilt) rueidis.Completed {
+	// Pinned: rueidis sends it again if its reply is lost, and uses its memory again when it has one, while the writer of a
+	// connection that was killed may not have let go of it.
+	return cmd.Build().ToRetryable().Pin()
+}
+
 // lastID is what an entry that is added now comes after.
 func (s *Stream[T]) lastID(ctx context.Context) (ID, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	info, err := s.client.Do(ctx, s.client.B().XinfoStream().Key(s.key).Build()).AsMap()
+	info, err := s.client.Do(ctx, s.ofPrimary(s.client.B().Arbitrary("XINFO", "STREAM").Keys(s.key))).AsMap()
 	if e, ok := rueidis.IsRedisErr(err); ok && strings.Contains(e.Error(), "no such key") {
 		return "0-0", nil
 	}
@@ -290,7 +298,8 @@ func (s *Stream[T]) entries(ctx context.Context, key string, from, to ID) iter.S
 			end = string(to)
 		}
 		for {
-			m, err := s.client.Do(ctx, s.client.B().Xrange().Key(key).Start(start).End(end).Count(pageSize).Build()).ToMessage()
+			cmd := s.client.B().Arbitrary("XRANGE").Keys(key).Args(start, end, "COUNT", strconv.Itoa(pageSize))
+			m, err := s.client.Do(ctx, s.ofPrimary(cmd)).ToMessage()
 			if err != nil {
 				yield(entry{}, err)
 				return

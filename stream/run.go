@@ -292,7 +292,7 @@ func (c *consumer[T]) create(ctx context.Context) error {
 func (c *consumer[T]) checkAlone(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, c.opTimeout)
 	defer cancel()
-	groups, err := c.s.client.Do(ctx, c.s.client.B().XinfoGroups().Key(c.s.key).Build()).ToArray()
+	groups, err := c.s.client.Do(ctx, c.s.ofPrimary(c.s.client.B().Arbitrary("XINFO", "GROUPS").Keys(c.s.key))).ToArray()
 	if err == nil && len(groups) > 1 {
 		err = ErrSecondGroup
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/redis/rueidis"
+	"github.com/redis/rueidis/rueidishook"
 	"github.com/stretchr/testify/require"
 
 	"github.com/redispatterns/redispatterns/internal/integration/redistest"
@@ -747,4 +748,86 @@ func TestStream_IsCheap(t *testing.T) {
 		}
 	}
 	require.LessOrEqual(t, blocked, 1)
+}
+
+// streamReadOnly notes the commands that a client may send to replicas.
+type streamReadOnly struct {
+	redistest.PassThrough
+	mu    sync.Mutex
+	names []string
+}
+
+func (h *streamReadOnly) note(cmds ...rueidis.Completed) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, cmd := range cmds {
+		if cmd.IsReadOnly() {
+			h.names = append(h.names, cmd.Commands()[0])
+		}
+	}
+}
+
+func (h *streamReadOnly) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	h.note(cmd)
+	return client.Do(ctx, cmd)
+}
+
+func (h *streamReadOnly) DoMulti(client rueidis.Client, ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
+	h.note(cmds...)
+	return client.DoMulti(ctx, cmds...)
+}
+
+// With SendToReplicas, and replicas that lag, all but what Tail yields is the primary's.
+func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
+	t.Parallel()
+	spy := &streamReadOnly{}
+	s := newStream(t, rueidishook.WithHook(redistest.Shared(t).Client(t), spy), redistest.Prefix(t))
+	g := s.Group("g", stream.GroupOptions[int]{DeleteOnAck: true})
+	var counts streamCounts
+	runStream(t, g, func(_ context.Context, m *stream.Message[int]) error {
+		if counts.add(m.Value) == 1 && m.Value == 1 {
+			return stream.DeadLetter(nil)
+		}
+		return nil
+	})
+	tailed := make(chan int, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		defer close(tailed)
+		for m, err := range s.Tail(ctx, stream.Latest) {
+			if err == nil {
+				tailed <- m.Value
+				return
+			}
+		}
+	}()
+	require.Eventually(t, func() bool {
+		spy.mu.Lock()
+		defer spy.mu.Unlock()
+		return len(spy.names) > 0 // Tail waits
+	}, 5*time.Second, time.Millisecond)
+	publishMany(t, s, 1, 2)
+	select {
+	case v := <-tailed:
+		require.Equal(t, 1, v)
+	case <-time.After(5 * time.Second):
+		require.Fail(t, "not tailed")
+	}
+	require.Eventually(t, func() bool { return len(streamDead(t, g)) == 1 }, 5*time.Second, time.Millisecond)
+	n, err := g.Redrive(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Eventually(t, func() bool { return counts.of(1) == 2 }, 5*time.Second, time.Millisecond)
+	requireDrained(t, g, 5*time.Second)
+	for _, err := range s.Range(t.Context(), "", "") {
+		require.NoError(t, err)
+	}
+	_, err = s.TrimAcked(t.Context())
+	require.NoError(t, err)
+	spy.mu.Lock()
+	defer spy.mu.Unlock()
+	for _, name := range spy.names {
+		require.Equal(t, "XREAD", name)
+	}
 }
