@@ -194,6 +194,7 @@ func (c *consumer[T]) sweep(ctx context.Context, sw *sweep) (more bool, err erro
 // claim claims up to n entries, and returns whether there may be more.
 func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, err error) {
 	sent := sinceEpoch()
+	sw.failed = c.unanswered.Swap(false) || sw.failed
 	latest := int64(0) // only to learn the time
 	if sw.server > 0 && !sw.failed {
 		latest = sw.server + (sent - sw.at + c.opTimeout).Milliseconds()

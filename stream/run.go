@@ -83,6 +83,8 @@ type consumer[T any] struct {
 	looked     atomic.Int64 // when those were looked for last
 	full       atomic.Int64 // until when dead letters wait for one to find room
 	asideUntil atomic.Int64 // when the loops try shared connections again
+
+	unanswered atomic.Bool // whether a command was, since the last claim
 }
 
 func (g *Group[T]) run(ctx context.Context, h Handler[T], hb BatchHandler[T]) error {
@@ -203,8 +205,19 @@ func (c *consumer[T]) aside() bool { return sinceEpoch() < time.Duration(c.aside
 
 // heed learns from what became of a command that one of the loops has sent.
 func (c *consumer[T]) heed(err error) {
+	c.doubt(err)
 	if errors.Is(err, context.DeadlineExceeded) {
-		c.asideUntil.Store(int64(sinceEpoch() + detourFor))
+		c.detour()
+	}
+}
+
+// detour has the loops do without shared connections for a while.
+func (c *consumer[T]) detour() { c.asideUntil.Store(int64(sinceEpoch() + detourFor)) }
+
+// doubt notes that a command was not answered, if so: others may not have been able to renew what they have.
+func (c *consumer[T]) doubt(err error) {
+	if _, answered := rueidis.IsRedisErr(err); err != nil && !answered && !errors.Is(err, context.Canceled) {
+		c.unanswered.Store(true)
 	}
 }
 
@@ -251,6 +264,7 @@ func (c *consumer[T]) join(ctx context.Context) error {
 		if err == nil && c.opts.DeleteOnAck {
 			err = c.checkAlone(ctx)
 		}
+		c.doubt(err)
 		if err == nil || isOOM(err) {
 			return nil
 		}
@@ -342,8 +356,10 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 			c.g.counters.received.Add(uint64(len(entries)))
 			c.take(c.newTasks(entries, sent))
 		} else if errors.Is(err, context.DeadlineExceeded) {
-			grace = min(2*grace, c.opTimeout) // it may have been a large reply
-			c.heed(err)
+			grace = min(2*grace, c.opTimeout) // it may have been a large reply, which says nothing about others
+			c.detour()
+		} else {
+			c.doubt(err)
 		}
 		c.readingEnds()
 		if err == nil {

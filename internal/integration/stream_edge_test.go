@@ -322,7 +322,6 @@ func TestStream_DelayedOnesKeepTheirOrder(t *testing.T) {
 	}
 }
 
-
 // A batch that fails is handled again one by one; the bad one alone is dead.
 func TestStream_RunBatch(t *testing.T) {
 	t.Parallel()

@@ -757,6 +757,63 @@ func TestStream_AfterAHangOwnersComeFirst(t *testing.T) {
 	require.Empty(t, begun)
 }
 
+// Nor does one claim it at once that has claimed nothing during the outage: it had no room, or began then.
+func TestStream_AfterAnOutageOwnersComeFirst(t *testing.T) {
+	t.Parallel()
+	const lease = 3 * time.Second
+	for _, begins := range []bool{false, true} {
+		t.Run(fmt.Sprintf("begins=%v", begins), func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			key := redistest.Prefix(t)
+			opts := stream.GroupOptions[int]{Lease: lease, Workers: 1, MaxInFlight: 1}
+			if begins {
+				opts.MaxInFlight = 4 // or there would be no room while it reads
+			}
+			mute, reads := &streamMute{}, &streamCounter{name: "XREADGROUP"}
+			owner := newStream(t, rueidishook.WithHook(server.Client(t), mute), key)
+			direct := newStream(t, rueidishook.WithHook(server.Client(t), reads), key)
+			finish, outlasted := make(chan struct{}), make(chan struct{})
+			var counts streamCounts
+			handler := func(until chan struct{}) stream.Handler[int] {
+				return func(ctx context.Context, m *stream.Message[int]) error {
+					counts.add(m.Value)
+					<-until
+					return nil
+				}
+			}
+			og, pg := owner.Group("g", opts), direct.Group("g", opts)
+			publishMany(t, direct, 0, 1)
+			runStream(t, og, handler(finish))
+			require.Eventually(t, func() bool { return counts.of(0) == 1 }, 5*time.Second, time.Millisecond)
+			if !begins {
+				runStream(t, pg, handler(outlasted))
+				require.NoError(t, after(t.Context(), lease)) // it has swept
+				publishMany(t, direct, 1, 2)
+				require.Eventually(t, func() bool { return counts.of(1) == 1 }, 5*time.Second, time.Millisecond)
+			}
+			mute.muted.Store(true) // the owner is the last to find that Redis is back
+			server.Pause(t)
+			if begins {
+				runStream(t, pg, handler(outlasted))
+			}
+			require.NoError(t, after(t.Context(), 2*lease))
+			server.Resume(t)
+			close(outlasted) // there is room
+			if begins {
+				require.Eventually(t, func() bool { return reads.n.Load() > 0 }, 5*time.Second, time.Millisecond)
+			}
+			require.NoError(t, after(t.Context(), lease/8))
+			mute.muted.Store(false)
+			require.NoError(t, after(t.Context(), lease))
+			close(finish)
+			requireDrained(t, og, 5*time.Second)
+			require.Zero(t, counts.extra())
+			require.Zero(t, og.Stats().Lost)
+		})
+	}
+}
+
 // streamReadHolder loses one reply of a read, which has more published, and holds the next one back while what is pending
 // is looked through.
 type streamReadHolder struct {
