@@ -197,7 +197,7 @@ func (c *consumer[T]) claim(ctx context.Context, sw *sweep, n int) (more bool, e
 	sw.failed = c.unanswered.Swap(false) || sw.failed
 	latest := int64(0) // only to learn the time
 	if sw.server > 0 && !sw.failed {
-		latest = sw.server + (sent - sw.at + c.opTimeout).Milliseconds()
+		latest = sw.server + (sent - sw.at + min(c.opTimeout, c.opts.Lease/3)).Milliseconds()
 	}
 	reply, err := c.onStream(ctx, claimScript, millis(c.opts.Lease), sw.cursor, strconv.Itoa(n), strconv.FormatInt(latest, 10)).ToArray()
 	if err != nil {

@@ -814,6 +814,37 @@ func TestStream_AfterAnOutageOwnersComeFirst(t *testing.T) {
 	}
 }
 
+// streamDelay has scripts take a while to reach Redis.
+type streamDelay struct {
+	redistest.PassThrough
+	by   time.Duration
+	sent atomic.Int64
+}
+
+func (d *streamDelay) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	if strings.HasPrefix(cmd.Commands()[0], "EVAL") {
+		d.sent.Add(1)
+		_ = after(ctx, d.by)
+	}
+	return client.Do(ctx, cmd)
+}
+
+// A claim that is held up for more than a third of a lease claims nothing, however short that is.
+func TestStream_AClaimThatIsHeldUpClaimsNothing(t *testing.T) {
+	t.Parallel()
+	plain := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	s := newStream(t, plain, key)
+	streamGhosts(t, plain, key, s, 3)
+	delay := &streamDelay{by: 60 * time.Millisecond}
+	held := newStream(t, rueidishook.WithHook(plain, delay), key).Group("g", stream.GroupOptions[int]{Lease: 120 * time.Millisecond})
+	var counts streamCounts
+	runStream(t, held, counts.handle)
+	require.Eventually(t, func() bool { return delay.sent.Load() >= 20 }, 20*time.Second, time.Millisecond)
+	require.Zero(t, held.Stats().Claimed)
+	require.Zero(t, counts.handled())
+}
+
 // streamReadHolder loses one reply of a read, which has more published, and holds the next one back while what is pending
 // is looked through.
 type streamReadHolder struct {
