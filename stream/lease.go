@@ -355,6 +355,12 @@ func (c *consumer[T]) inherit(t *task[T]) {
 // suspect notes that a reply was not seen which may have had entries.
 func (c *consumer[T]) suspect() { c.suspected.Store(int64(sinceEpoch())) }
 
+// mayBeRead reports whether what such a reply had may be what was read, and not only what was claimed.
+func (c *consumer[T]) mayBeRead() bool {
+	lost := time.Duration(c.readLost.Load())
+	return lost != 0 && time.Duration(c.looked.Load()) < lost+readBlock+opTimeout
+}
+
 // adoption is how far the search for entries in replies that were never seen has come.
 type adoption struct {
 	looked time.Duration // when it was, the last time that it succeeded
@@ -442,8 +448,9 @@ func (c *consumer[T]) adopt(ctx context.Context, orphans []PendingEntry, a *adop
 	if err != nil {
 		return err
 	}
+	mayBeRead := c.mayBeRead()
 	for _, t := range tasks {
-		if t.attempt == 2 { // it was delivered, which counts as the first attempt, and not begun
+		if t.attempt == 2 && mayBeRead { // it was delivered, which counts as the first attempt, and not begun
 			t.attempt, t.begun = 1, true
 		} else {
 			c.inherit(t)

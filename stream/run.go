@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -75,12 +76,14 @@ type consumer[T any] struct {
 	sweepWaits        bool               // for what reading keeps
 	readDone          chan struct{}      // is closed when what the read under way has brought is in tasks; nil if there is none
 	left              []*task[T]         // what came to be handled when it was stopping
+	released          map[ID]struct{}    // what was handed over
 	cancel            context.CancelFunc // of the read that waits
 	existed           bool               // the group has: if it is gone, it begins with the first entry
 
 	// On the package's clock; 0 if there is none.
 	suspected  atomic.Int64 // the last reply that was never seen, and may have had entries
-	looked     atomic.Int64 // when those were looked for last
+	readLost   atomic.Int64 // the last of those that was a read's
+	looked     atomic.Int64 // when they were looked for last
 	full       atomic.Int64 // until when dead letters wait for one to find room
 	asideUntil atomic.Int64 // when the loops try shared connections again
 
@@ -160,7 +163,8 @@ func (g *Group[T]) newConsumer(h Handler[T], hb BatchHandler[T]) *consumer[T] {
 		g: g, s: g.s, opts: &g.opts, name: name + "-" + rand.Text()[:8], handle: h, handleBatch: hb,
 		opTimeout: min(opTimeout, max(g.opts.Lease/3, 100*time.Millisecond)),
 		space:     make(chan struct{}, 1), turn: make(chan struct{}, 1), tasks: map[ID]*task[T]{}, parked: map[*task[T]]struct{}{},
-		lanes: lanes[T]{keys: map[string][]*task[T]{}},
+		released: map[ID]struct{}{},
+		lanes:    lanes[T]{keys: map[string][]*task[T]{}},
 	}
 	c.acks = newAcker(c)
 	c.queue = newQueue[T](g.opts.Workers, func(all bool) {
@@ -361,6 +365,10 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		} else {
 			c.doubt(err)
 		}
+		_, answered := rueidis.IsRedisErr(err)
+		if err != nil && !answered { // whoever waits for the end of this read is to know
+			c.readLost.Store(int64(sinceEpoch()))
+		}
 		c.readingEnds()
 		if err == nil {
 			continue
@@ -368,7 +376,7 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if _, answered := rueidis.IsRedisErr(err); !answered {
+		if !answered {
 			c.suspect()
 			notify(c.turn)
 		}
@@ -634,6 +642,7 @@ func (c *consumer[T]) release(ctx context.Context, tasks []*task[T]) bool {
 		c.mu.Lock()
 		for _, t := range chunk {
 			c.remove(t)
+			c.released[t.id] = struct{}{}
 		}
 		c.mu.Unlock()
 	}
@@ -660,10 +669,17 @@ func (c *consumer[T]) leave(ctx context.Context) bool {
 		c.report(ctx, OpDrain, err)
 		return false
 	}
-	orphans := make([]*task[T], len(unseen))
+	// What was handed over is pending for this consumer until another one claims it, and stays as it is.
+	c.mu.Lock()
+	unseen = slices.DeleteFunc(unseen, func(p PendingEntry) bool {
+		_, released := c.released[p.ID]
+		return released
+	})
+	c.mu.Unlock()
+	orphans, mayBeRead := make([]*task[T], len(unseen)), c.mayBeRead()
 	for i, p := range unseen {
 		orphans[i] = &task[T]{id: p.ID, attempt: p.Attempts + 1}
-		if p.Attempts == 1 {
+		if p.Attempts == 1 && mayBeRead {
 			orphans[i].attempt = 1 // it was delivered, and not begun
 		}
 	}

@@ -281,6 +281,49 @@ func TestStream_ALostReplyIsFound(t *testing.T) {
 	require.Zero(t, g.Stats().Dead)
 }
 
+// streamClaimLoser executes a claim that takes something over, and loses its reply.
+type streamClaimLoser struct {
+	redistest.PassThrough
+	lost atomic.Bool
+}
+
+func (l *streamClaimLoser) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	// Of scripts, only this one has where to go on.
+	c := cmd.Commands()
+	claim := strings.HasPrefix(c[0], "EVAL") && len(c) == 10 && c[7] == "0-0"
+	r := client.Do(ctx, cmd)
+	if reply, err := r.ToArray(); claim && err == nil && len(reply) > 3 && !l.lost.Swap(true) {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		return client.Do(ended, client.B().Ping().Build())
+	}
+	return r
+}
+
+// What was claimed in a reply that was lost has been delivered to the one before: that counts as an attempt.
+func TestStream_ALostClaimIsFound(t *testing.T) {
+	t.Parallel()
+	plain := redistest.Shared(t).Client(t)
+	key := redistest.Prefix(t)
+	loser := &streamClaimLoser{}
+	s := newStream(t, rueidishook.WithHook(plain, loser), key)
+	streamGhosts(t, plain, key, s, 3)
+	attempts := make(chan int, 10)
+	runStream(t, s.Group("g", stream.GroupOptions[int]{Lease: streamLease}), func(_ context.Context, m *stream.Message[int]) error {
+		attempts <- m.Attempt
+		return nil
+	})
+	for range 3 {
+		select {
+		case n := <-attempts:
+			require.Equal(t, 2, n)
+		case <-time.After(10 * time.Second):
+			require.Fail(t, "not found")
+		}
+	}
+	require.True(t, loser.lost.Load())
+}
+
 // A connection breaks after XADD has run: the retry finds the first entry.
 func TestStream_IdempotentPublish(t *testing.T) {
 	t.Parallel()

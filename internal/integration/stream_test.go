@@ -295,6 +295,25 @@ func TestStream_AGracefulStopHandsOver(t *testing.T) {
 	}
 }
 
+// What waits for its next attempt is handed over as it is: no attempt is forgotten, and nobody is to handle it earlier.
+func TestStream_AGracefulStopKeepsAttempts(t *testing.T) {
+	t.Parallel()
+	s := newStream(t, redistest.Shared(t).Client(t), redistest.Prefix(t))
+	g := s.Group("g", stream.GroupOptions[int]{Backoff: func(int) time.Duration { return time.Minute }})
+	r := runStream(t, g, func(context.Context, *stream.Message[int]) error { return errors.New("not yet") })
+	publishMany(t, s, 0, 1)
+	require.Eventually(t, func() bool { return g.Stats().Retries == 1 }, 5*time.Second, time.Millisecond)
+	require.NoError(t, r.end(t))
+	n := 0
+	for e, err := range g.Pending(t.Context()) {
+		require.NoError(t, err)
+		require.Equal(t, 1, e.Attempts)
+		require.Less(t, e.Idle, 10*time.Second)
+		n++
+	}
+	require.Equal(t, 1, n)
+}
+
 // Run returns at once from an empty stream, with any client, and in bounded time from a handler that does not.
 func TestStream_RunReturns(t *testing.T) {
 	t.Parallel()
