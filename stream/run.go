@@ -331,7 +331,7 @@ func isGone(err error) bool {
 // readLoop reads new entries as long as there is room for them.
 func (c *consumer[T]) readLoop(ctx context.Context) {
 	var wait backoff
-	grace := c.leastGrace()
+	grace, limit := c.leastGrace(), c.opts.Batch
 	for {
 		select {
 		case <-c.g.running():
@@ -341,7 +341,7 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		if ctx.Err() != nil || !c.awaitLook(ctx) {
 			return
 		}
-		room := c.room()
+		room := c.room(limit)
 		if room == 0 {
 			select {
 			case <-c.space:
@@ -355,12 +355,13 @@ func (c *consumer[T]) readLoop(ctx context.Context) {
 		if err == nil {
 			wait = backoff{}
 			if sinceEpoch()-sent < readBlock+grace/4 {
-				grace = c.leastGrace()
+				grace, limit = c.leastGrace(), min(2*limit, c.opts.Batch)
 			}
 			c.g.counters.received.Add(uint64(len(entries)))
 			c.take(c.newTasks(entries, sent))
 		} else if errors.Is(err, context.DeadlineExceeded) {
-			grace = min(2*grace, c.opTimeout) // it may have been a large reply, which says nothing about others
+			// It may have been a large reply, which says nothing about others.
+			grace, limit = min(2*grace, c.opTimeout), max(1, room/2)
 			c.detour()
 		} else {
 			c.doubt(err)
@@ -410,8 +411,8 @@ func (g *Group[T]) isPausedNow() bool {
 	return g.isPaused()
 }
 
-// room returns how many entries to read now, and keeps room for them, or 0 to wait until some are done.
-func (c *consumer[T]) room() int {
+// room returns how many entries to read now, limit at most, and keeps room for them, or 0 to wait until some are done.
+func (c *consumer[T]) room(limit int) int {
 	waiting, _ := c.queue.state()
 	idle := c.acks.idle()
 	c.mu.Lock()
@@ -426,8 +427,8 @@ func (c *consumer[T]) room() int {
 			notify(c.turn)
 			return 0
 		}
-		c.reading, c.readDone = n, make(chan struct{})
-		return n
+		c.reading, c.readDone = min(n, limit), make(chan struct{})
+		return c.reading
 	}
 	return 0
 }

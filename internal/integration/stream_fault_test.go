@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -322,6 +324,37 @@ func TestStream_ALostClaimIsFound(t *testing.T) {
 		}
 	}
 	require.True(t, loser.lost.Load())
+}
+
+// streamLarge has reads of more than that many entries end without a reply, as if that were too large.
+type streamLarge struct {
+	redistest.PassThrough
+	most int
+}
+
+func (l *streamLarge) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	c := cmd.Commands()
+	if i := slices.Index(c, "COUNT"); c[0] == "XREADGROUP" && i > 0 {
+		if n, err := strconv.Atoi(c[i+1]); err != nil || n > l.most {
+			ended, cancel := context.WithTimeout(ctx, 0)
+			defer cancel()
+			return client.Do(ended, client.B().Ping().Build())
+		}
+	}
+	return client.Do(ctx, cmd)
+}
+
+// A read that was too slow asks for less the next time.
+func TestStream_ReadsThatAreTooLargeBecomeSmaller(t *testing.T) {
+	t.Parallel()
+	large := rueidishook.WithHook(redistest.Shared(t).Client(t), &streamLarge{most: 4})
+	s := newStream(t, large, redistest.Prefix(t))
+	g := s.Group("g", stream.GroupOptions[int]{})
+	var counts streamCounts
+	runStream(t, g, counts.handle)
+	publishMany(t, s, 0, 40)
+	require.Eventually(t, func() bool { return counts.handled() == 40 }, 20*time.Second, time.Millisecond)
+	require.Zero(t, counts.extra())
 }
 
 // A connection breaks after XADD has run: the retry finds the first entry.
