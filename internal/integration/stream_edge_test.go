@@ -782,13 +782,6 @@ func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 	spy := &streamReadOnly{}
 	s := newStream(t, rueidishook.WithHook(redistest.Shared(t).Client(t), spy), redistest.Prefix(t))
 	g := s.Group("g", stream.GroupOptions[int]{DeleteOnAck: true})
-	var counts streamCounts
-	runStream(t, g, func(_ context.Context, m *stream.Message[int]) error {
-		if counts.add(m.Value) == 1 && m.Value == 1 {
-			return stream.DeadLetter(nil)
-		}
-		return nil
-	})
 	tailed := make(chan int, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -804,7 +797,7 @@ func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 	require.Eventually(t, func() bool {
 		spy.mu.Lock()
 		defer spy.mu.Unlock()
-		return len(spy.names) > 0 // Tail waits
+		return len(spy.names) > 0 // so Tail knows where to begin
 	}, 5*time.Second, time.Millisecond)
 	publishMany(t, s, 1, 2)
 	select {
@@ -813,6 +806,13 @@ func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		require.Fail(t, "not tailed")
 	}
+	var counts streamCounts
+	runStream(t, g, func(_ context.Context, m *stream.Message[int]) error {
+		if counts.add(m.Value) == 1 && m.Value == 1 {
+			return stream.DeadLetter(nil)
+		}
+		return nil
+	})
 	require.Eventually(t, func() bool { return len(streamDead(t, g)) == 1 }, 5*time.Second, time.Millisecond)
 	n, err := g.Redrive(t.Context())
 	require.NoError(t, err)
