@@ -135,6 +135,13 @@ func (p *locking) fence(t *testing.T) int64 {
 	return fence
 }
 
+// isStill reports whether a process that was sent SIGKILL or SIGSTOP does nothing any more. It is so once.
+func (p *locking) isStill() bool {
+	var status syscall.WaitStatus
+	pid, err := syscall.Wait4(p.Process.Pid, &status, syscall.WUNTRACED|syscall.WNOHANG, nil)
+	return err == nil && pid == p.Process.Pid
+}
+
 func TestLock_ExcludesAcrossProcesses(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
@@ -247,6 +254,7 @@ func TestLock_DeadWaitersDelayTheNextALittle(t *testing.T) {
 				settled := time.Now()
 				require.Eventually(t, func() bool { return time.Since(settled) > 500*time.Millisecond }, 5*time.Second, 10*time.Millisecond)
 				require.NoError(t, dead.Process.Signal(signal))
+				require.Eventually(t, dead.isStill, 5*time.Second, time.Millisecond) // else it may claim what it is handed
 				began := time.Now()
 				require.NoError(t, lk.Unlock(t.Context()))
 				next := <-got
