@@ -539,6 +539,9 @@ func (l *Locker) ask(e *entry, delay time.Duration) {
 	a, err := l.acquire(l.stop, &e.keys, token, mode)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if a.granted { // and no message sent
+		l.inbox.owed = 0
+	}
 	l.answered(e, a, err)
 }
 
@@ -573,7 +576,7 @@ func (l *Locker) answered(e *entry, a answer, err error) {
 	switch {
 	case e.calls.first == nil:
 		l.forget(e)
-		if a.asked || e.uncertain() {
+		if a.asked || e.now > 0 || e.uncertain() { // it may have been queued for a call that has left
 			l.giveUp(e.keys, a.token, 0, e.uncertain(), 0)
 		}
 		return

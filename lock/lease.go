@@ -158,11 +158,11 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 		l.mu.Unlock()
 		return ErrClosed
 	}
+	t.e.extended = t.e.extended || ttl > l.opts.TTL
 	if l.opts.MaxHold > 0 { // so that Redis does not keep it for longer, should this process die
 		left := t.since + l.opts.MaxHold - sinceEpoch()
 		ttl = max(min(ttl, left+guard(left)), minTTL).Truncate(time.Millisecond) + time.Millisecond
 	}
-	t.e.extended = t.e.extended || ttl > l.opts.TTL
 	l.running++
 	r := renewal{e: t.e, token: t.e.token, ttl: ttl}
 	l.mu.Unlock()
@@ -170,12 +170,12 @@ func (l *Locker) extend(ctx context.Context, t *tenure, ttl time.Duration) error
 	sent := sinceEpoch()
 	bound, cancel := l.deadlines.Bound(ctx, sent)
 	defer cancel()
-	states, now, err := l.sendRenewals(bound, ctx, []renewal{r})
+	states, err := l.sendRenewals(bound, ctx, []renewal{r})
 	if err != nil {
 		return fmt.Errorf("lock: extend: %w", slow(ctx, err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.renewed(r, sent, states[0], now)
+	l.renewed(r, sent, states[0])
 	return nil
 }

@@ -214,7 +214,7 @@ func TestLock_IsPassedOnWithinTheFencesThatAreKnown(t *testing.T) {
 		e, lk := lease(l, 1000)
 		l.mu.Lock()
 		e.renewing = true // as if one were under way
-		l.renewed(renewal{e: e, token: e.token, ttl: l.opts.TTL}, sinceEpoch(), renewalDone, 1004)
+		l.renewed(renewal{e: e, token: e.token, ttl: l.opts.TTL}, sinceEpoch(), renewalState{renewalDone, 1004})
 		l.mu.Unlock()
 		type result struct {
 			lk  *Lock
@@ -248,7 +248,7 @@ func TestLock_IsPassedOnWithinTheFencesThatAreKnown(t *testing.T) {
 		l.mu.Lock()
 		require.Nil(t, e.tenant)
 		require.Equal(t, held, e.state)
-		l.renewed(renewal{e: e, token: e.token, ttl: l.opts.TTL}, sinceEpoch(), renewalDone, 2000)
+		l.renewed(renewal{e: e, token: e.token, ttl: l.opts.TTL}, sinceEpoch(), renewalState{renewalDone, 2000})
 		l.mu.Unlock()
 		r := <-results
 		require.NoError(t, r.err)

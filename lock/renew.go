@@ -116,7 +116,7 @@ func (l *Locker) tick() {
 	}
 }
 
-// renewNow renews a lease as soon as those that are being renewed are done.
+// renewNow renews a lease, in a cluster at once and else as soon as those that are being renewed are done.
 func (l *Locker) renewNow(e *entry) {
 	if e.renewing || l.closed || e.tenant != nil && !l.renewable(e) {
 		return
@@ -142,8 +142,8 @@ func (l *Locker) renewAll() {
 	defer l.mu.Unlock()
 	for len(l.batch) > 0 && !l.closed {
 		n := min(len(l.batch), maxBatch)
-		if l.cluster {
-			n = len(l.batch) // a script each: a node that hangs keeps up the others once
+		if l.cluster { // a script each; and nobody waits for a node that hangs but those who have to do with it
+			n, l.renews = len(l.batch), false
 		}
 		renewals := make([]renewal, 0, n)
 		for _, e := range l.batch[:n] {
@@ -160,7 +160,7 @@ func (l *Locker) renewAll() {
 		l.mu.Unlock()
 		sent := sinceEpoch()
 		ctx, cancel := context.WithTimeout(l.stop, min(l.opts.TTL/6, maxOpTimeout)) // so that a slow node does not keep up the others for long
-		states, now, err := l.sendRenewals(ctx, l.stop, renewals)
+		states, err := l.sendRenewals(ctx, l.stop, renewals)
 		cancel()
 		l.mu.Lock()
 		if err != nil {
@@ -169,14 +169,23 @@ func (l *Locker) renewAll() {
 		for i, r := range renewals {
 			if r.e.state == held && r.e.token == r.token {
 				r.e.renewing = false
-				l.renewed(r, sent, states[i], now)
+				l.renewed(r, sent, states[i])
 			}
+		}
+		if l.cluster {
+			return
 		}
 	}
 	l.renews = false
 }
 
-// What became of a renewal.
+// renewalState is what became of a renewal.
+type renewalState struct {
+	state int
+	now   int64 // the server's clock, µs
+}
+
+// The states.
 const (
 	renewalFailed = -1
 	renewalLost   = 0
@@ -184,12 +193,12 @@ const (
 )
 
 // renewed goes on after a lease was renewed.
-func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
+func (l *Locker) renewed(r renewal, sent time.Duration, s renewalState) {
 	e := r.e
 	if e.state != held || e.token != r.token {
 		return
 	}
-	switch state {
+	switch s.state {
 	case renewalFailed:
 		e.retry = sinceEpoch() + max(min(l.opts.TTL/20, 100*time.Millisecond), time.Millisecond)
 		l.plan(e)
@@ -201,8 +210,8 @@ func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
 	e.retry = 0
 	e.until = max(e.until, sent+r.ttl-guard(r.ttl))
 	e.sent = max(e.sent, sent)
-	e.lastFence = max(e.lastFence, now-1) // what is granted to another after this is above
-	e.others = state > renewalDone
+	e.lastFence = max(e.lastFence, s.now-1) // what is granted to another after this is above
+	e.others = s.state > renewalDone
 	if t := e.tenant; t != nil {
 		t.until.Store(int64(l.bounded(t, e.until)))
 		l.plan(e)
@@ -218,11 +227,11 @@ func (l *Locker) renewed(r renewal, sent time.Duration, state int, now int64) {
 }
 
 // sendRenewals renews leases, in one script or, in a cluster, in one pipeline of a script for each, since a script cannot
-// have keys of several slots. It returns the states, and the lowest of the servers' clocks. It does no locking.
-func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) ([]int, int64, error) {
-	states := make([]int, len(renewals))
+// have keys of several slots. It does no locking.
+func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) ([]renewalState, error) {
+	states := make([]renewalState, len(renewals))
 	for i := range states {
-		states[i] = renewalFailed
+		states[i].state = renewalFailed
 	}
 	size := len(renewals)
 	if l.cluster {
@@ -240,7 +249,6 @@ func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) (
 		call.Aside = aside
 		batch = append(batch, call)
 	}
-	var now int64
 	var failed error
 	for i, reply := range script.DoMulti(ctx, l.client, batch) {
 		values, err := reply.AsIntSlice()
@@ -248,13 +256,10 @@ func (l *Locker) sendRenewals(ctx, caller context.Context, renewals []renewal) (
 			failed = err
 			continue
 		}
-		if now == 0 || values[0] < now {
-			now = values[0]
-		}
 		for j, state := range values[1:] {
-			states[i*size+j] = int(state)
+			states[i*size+j] = renewalState{int(state), values[0]}
 		}
 	}
 	l.noteSilence(caller, aside, failed)
-	return states, now, failed
+	return states, failed
 }

@@ -265,6 +265,28 @@ func TestLockLate_AskingAgainIsConfirmedToo(t *testing.T) {
 	require.NoError(t, lk.Unlock(t.Context()))
 }
 
+// A lease that was extended for no longer than the TTL is passed on like any other.
+func TestLockLate_ExtendedForATTLItIsPassedOn(t *testing.T) {
+	t.Parallel()
+	h, l := hookedLocker(t, redistest.Shared(t).Client(t), lock.Options{Prefix: redistest.Prefix(t), TTL: time.Minute, MaxHold: time.Hour})
+	lk := acquire(t, l, "name")
+	got := lockInBackground(t, l, "name")
+	require.NoError(t, after(t.Context(), 50*time.Millisecond))
+	require.NoError(t, lk.Extend(t.Context(), time.Minute))
+	var released atomic.Int32
+	h.failing(func(args []string) error {
+		if len(args) == 12 { // a release that queues the next token: a script, three keys, and six arguments
+			released.Add(1)
+		}
+		return nil
+	})
+	require.NoError(t, lk.Unlock(t.Context()))
+	next := <-got
+	require.NoError(t, next.err)
+	require.Zero(t, released.Load())
+	require.NoError(t, next.Unlock(t.Context()))
+}
+
 // A server whose clock was set back gives fences above those it gave before, one at a time: a process has none in store.
 func TestLockLate_ClockSetBack(t *testing.T) {
 	t.Parallel()

@@ -313,3 +313,38 @@ func TestLock_AHangingPrimaryCostsTheOthersNothing(t *testing.T) {
 	require.Zero(t, others)
 	require.Positive(t, hung)
 }
+
+// What was handed on by a primary is claimed there, also while leases are renewed at another one that hangs.
+func TestLock_AHangingPrimaryDelaysNoClaim(t *testing.T) {
+	t.Parallel()
+	cluster := redistest.StartCluster(t, 0)
+	client, prefix := cluster.Client(t), redistest.Prefix(t)
+	l := newLocker(t, client, lock.Options{Prefix: prefix})
+	other := newLocker(t, cluster.Client(t), lock.Options{Prefix: prefix})
+	name := func(first bool) string { // of a lock that is at the first primary, or elsewhere
+		for i := 0; ; i++ {
+			if slot := slotOf(client, lockKey(prefix, strconv.Itoa(i))); slot < 5461 == first {
+				return strconv.Itoa(i)
+			}
+		}
+	}
+	there := acquire(t, other, name(false))
+	got := lockInBackground(t, l, name(false))
+	requireWaiting(t, other, name(false), 1)
+	requireListening(t, client, prefix, 1)
+	began := time.Now()
+	acquire(t, l, name(true))
+	const renewedAfter = 10 * time.Second / 3
+	require.NoError(t, after(t.Context(), renewedAfter-time.Second/2))
+	one, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: cluster.Addrs()[:1], ForceSingleClient: true, DisableCache: true})
+	require.NoError(t, err)
+	defer one.Close()
+	require.NoError(t, one.Do(t.Context(), one.B().Arbitrary("CLIENT", "PAUSE", "5000", "ALL").Build()).Error())
+	require.NoError(t, after(t.Context(), time.Until(began.Add(renewedAfter+time.Second/4))))
+	require.NoError(t, there.Unlock(t.Context()))
+	next := <-got
+	require.NoError(t, next.err)
+	require.NoError(t, after(t.Context(), 2*time.Second))
+	require.NoError(t, next.Err())
+	require.NoError(t, next.Unlock(t.Context()))
+}
