@@ -5,6 +5,7 @@
 -- A version so marked cannot become live again.
 local control, version = KEYS[1], ARGV[1]
 if (redis.call('HGET', control, 'live') or '') == version then return -1 end
+redis.call('HDEL', control, 'v:' .. version) -- a script that has written may go on where memory is full
 redis.call('HSET', control, 'v:' .. version, 'dropping')
 local now, left = tonumber(redis.call('TIME')[1]), tonumber(redis.call('HGET', control, 'left:' .. version) or '0')
 if left > now then

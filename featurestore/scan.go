@@ -140,7 +140,7 @@ func (v *View[K, T]) Delete(ctx context.Context, ks ...K) (int, error) {
 
 func (v *View[K, T]) delete(ctx context.Context, ks []K) (int, error) {
 	version, known, err := v.v.target(ctx, true)
-	if err != nil || len(ks) == 0 {
+	if err != nil && !isFull(err) || len(ks) == 0 {
 		return 0, err
 	}
 	keys := make([]string, len(ks))
@@ -219,7 +219,7 @@ func (v *view) deleteAll(ctx context.Context) (int, error) {
 // view's are left alone.
 func (v *view) deleteRows(ctx context.Context, version string) (n int, err error) {
 	_, known, err := v.target(ctx, true)
-	if err != nil {
+	if err != nil && !isFull(err) {
 		return 0, err
 	}
 	err = v.scan(ctx, version, func(keys []string) error {

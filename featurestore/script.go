@@ -25,8 +25,8 @@ var (
 )
 
 var (
-	putScript    = script.NewRetryable(putSource)
-	loadScript   = script.NewRetryable(loadSource)
+	putScript    = script.NewRetryable(putSource).Last() // of two rows of an entity in one pipeline the second one is to stay
+	loadScript   = script.NewRetryable(loadSource).Last()
 	deleteScript = script.NewRetryable(deleteSource)
 	liveScript   = script.NewRetryable(liveSource).Last()
 	beginScript  = script.NewRetryable(beginSource)

@@ -54,7 +54,8 @@ const (
 // Options configures a [View]; the zero value works. All processes that use a view should have the same. Durations are whole
 // milliseconds.
 type Options struct {
-	// Prefix is what all keys begin with, but for those of Key and of codec Feast. Not empty; no braces and no @. Defaults to
+	// Prefix is what all keys begin with, but for those of Key and of codec Feast. No braces and no @. None should be another
+	// one, a colon and the name of a view in it: with Share, views of the one would have the keys of the other. Defaults to
 	// "features".
 	Prefix string
 

@@ -277,7 +277,8 @@ type knownSchemas struct {
 const schemaField = "s:"
 
 // target returns which version is to be written, and what else there is to know for it. That takes a round trip if it is not known
-// yet, or has not been asked for a second (which in Feast is each second), or is wanted anew.
+// yet, or has not been asked for a second (which in Feast is each second), or is wanted anew. Where Redis is too full to note
+// this process' schema, it returns what is known all the same, with the error.
 func (v *view) target(ctx context.Context, anew bool) (version string, known *knownSchemas, err error) {
 	live, known := v.live.Load(), v.known.Load()
 	if known != nil && live != nil && !anew && time.Since(v.began)-live.at <= trusted {
@@ -299,9 +300,10 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	sent := time.Now()
 	replies := v.client.DoMulti(bounded,
 		b.Hset().Key(v.control).FieldValue().FieldValue(schemaField+v.schema.mark, strings.Join(names, " ")).Build(),
-		b.Hgetall().Key(v.control).Build())
-	if err := replies[0].Error(); err != nil {
-		return "", nil, err
+		v.ofPrimary("HGETALL", v.control))
+	noted := replies[0].Error()
+	if noted != nil && !isFull(noted) {
+		return "", nil, noted
 	}
 	control, err := replies[1].AsStrMap()
 	if err != nil {
@@ -324,9 +326,22 @@ func (v *view) target(ctx context.Context, anew bool) (version string, known *kn
 	}
 	slices.Sort(known.fields)
 	known.fields = slices.Compact(known.fields)
-	v.known.Store(known)
 	v.setLive(ctx, control[liveField], sent)
-	return control[liveField], known, nil
+	if noted == nil {
+		v.known.Store(known)
+	}
+	return control[liveField], known, noted
+}
+
+func isFull(err error) bool {
+	e, ok := rueidis.IsRedisErr(err)
+	return ok && strings.HasPrefix(e.Error(), "OOM")
+}
+
+// ofPrimary is a command that reads what a write depends on. The client does not know that it only reads, and sends it to no
+// replica, which may not have it yet, whatever its SendToReplicas says. Pinned, as retries may use its memory again too early.
+func (v *view) ofPrimary(name, key string, args ...string) rueidis.Completed {
+	return v.client.B().Arbitrary(name).Keys(key).Args(args...).Build().ToRetryable().Pin()
 }
 
 func (w *write) patch(ctx context.Context, k, value unsafe.Pointer, at time.Time, set []Assign) (Outcome, error) {
@@ -374,7 +389,7 @@ func (w *write) merge(ctx context.Context, k, value unsafe.Pointer, version stri
 	fields := v.codec.fields(features)
 	bounded, cancel := v.bound(ctx)
 	defer cancel()
-	reply, err := v.client.Do(bounded, v.client.B().Hmget().Key(string(key)).Field(fields...).Build()).ToArray()
+	reply, err := v.client.Do(bounded, v.ofPrimary("HMGET", string(key), fields...)).ToArray()
 	if err != nil {
 		return e, err
 	}

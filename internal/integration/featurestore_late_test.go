@@ -292,3 +292,102 @@ func TestFeaturestoreDump_LengthsOfEntries(t *testing.T) {
 		}
 	}
 }
+
+// What is deleted makes room, also of a version that was being loaded.
+func TestFeaturestoreLate_AFullRedisCanBeEmptied(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	ctx := t.Context()
+	for codec, view := range map[featurestore.Codec]string{featurestore.Fields: "fields", featurestore.Packed: "packed"} {
+		fillUp(t, server, "0")
+		v := newFeatures[int, featureA](t, client, view, featurestore.Options{Prefix: "p", Codec: codec})
+		putFeatures(t, v, 1, featureA{1}, featureTime(1))
+		putFeatures(t, v, 2, featureA{1}, featureTime(1))
+		r, err := v.Begin(ctx, "v1")
+		require.NoError(t, err)
+		_, err = r.Load(ctx, featureSeq([]int{3}, func(int) (featureA, time.Time) { return featureA{2}, featureTime(1) }), featurestore.LoadOptions{})
+		require.NoError(t, err)
+		fillUp(t, server, "1")
+		_, err = v.Put(ctx, 4, featureA{1}, featureTime(1))
+		require.ErrorContains(t, err, "OOM")
+		n, err := v.Delete(ctx, 1)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		require.NoError(t, r.Abort(ctx))
+		n, err = v.DeleteAll(ctx)
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+		keys, err := client.Do(ctx, client.B().Dbsize().Build()).AsInt64()
+		require.NoError(t, err)
+		require.Zero(t, keys)
+	}
+}
+
+// featureReadOnly counts commands with a word in them that the client may send to replicas.
+type featureReadOnly struct {
+	redistest.PassThrough
+	sent, readOnly atomic.Int32
+}
+
+func (h *featureReadOnly) see(commands ...rueidis.Completed) {
+	for _, c := range commands {
+		if name := c.Commands()[0]; name == "HGETALL" || name == "HMGET" {
+			h.sent.Add(1)
+			if c.IsReadOnly() {
+				h.readOnly.Add(1)
+			}
+		}
+	}
+}
+
+func (h *featureReadOnly) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	h.see(cmd)
+	return client.Do(ctx, cmd)
+}
+
+func (h *featureReadOnly) DoMulti(client rueidis.Client, ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	h.see(multi...)
+	return client.DoMulti(ctx, multi...)
+}
+
+// What a write depends on is not read from replicas, which may lag.
+func TestFeaturestoreLate_WritesAskThePrimary(t *testing.T) {
+	t.Parallel()
+	h := &featureReadOnly{}
+	v := newFeatures[int, featureA](t, rueidishook.WithHook(redistest.Shared(t).Client(t), h), "users", featurestore.Options{})
+	putFeatures(t, v, 1, featureA{1}, featureTime(1))
+	_, err := v.Patch(t.Context(), 1, featureTime(2), featurestore.To("a", int64(2)))
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, h.sent.Load(), int32(2))
+	require.Zero(t, h.readOnly.Load())
+}
+
+// Nor does it matter which of a pipeline's scripts Redis has forgotten: of two rows of an entity the second one stays.
+func TestFeaturestoreLate_ForgottenScriptsKeepTheOrder(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	client := server.Client(t)
+	v := newFeatures[int, featureTextOnly](t, client, "users", featurestore.Options{Prefix: "p"})
+	rows := []string{"short", strings.Repeat("long", 100)} // by load.lua and by put.lua
+	for _, order := range [][2]int{{0, 1}, {1, 0}} {
+		for _, known := range rows {
+			send(t, client, "SCRIPT", "FLUSH")
+			for range 2 {
+				_, err := v.Load(t.Context(), featureSeq([]int{0}, func(int) (featureTextOnly, time.Time) { return featureTextOnly{known}, featureTime(1) }), featurestore.LoadOptions{})
+				require.NoError(t, err)
+			}
+			_, err := v.Load(t.Context(), func(yield func(int, featurestore.Event[featureTextOnly]) bool) {
+				for _, i := range order {
+					if !yield(1, featurestore.Event[featureTextOnly]{Value: featureTextOnly{rows[i]}, At: featureTime(1)}) {
+						return
+					}
+				}
+			}, featurestore.LoadOptions{})
+			require.NoError(t, err)
+			row, err := v.Get(t.Context(), 1)
+			require.NoError(t, err)
+			require.Equal(t, rows[order[1]], row.Value.S)
+		}
+	}
+}
