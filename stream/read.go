@@ -262,7 +262,7 @@ func (s *Stream[T]) read(ctx context.Context, last ID) ([]entry, error) {
 	ctx, cancel := context.WithTimeout(ctx, readBlock+opTimeout)
 	defer cancel()
 	return parseRead(s.client.Do(ctx, s.client.B().Xread().Count(pageSize).Block(readBlock.Milliseconds()).Streams().Key(s.key).Id(string(last)).
-		Build().ToPipe().UnblockOnCancel()))
+		Build().Pin().ToPipe().UnblockOnCancel())) // pinned as in ofPrimary
 }
 
 // Range yields the entries from the id from to the id to, both included; "" is the first or the last. An entry that cannot
