@@ -219,7 +219,7 @@ func TestStream_ASlowHandlerRunsOnce(t *testing.T) {
 	t.Parallel()
 	client := redistest.Shared(t).Client(t)
 	s := newStream(t, client, redistest.Prefix(t))
-	const lease = 200 * time.Millisecond
+	const lease = 500 * time.Millisecond
 	opts := stream.GroupOptions[int]{Lease: lease, Workers: 1}
 	var counts streamCounts
 	begun := make(chan struct{}, 10)
@@ -240,7 +240,7 @@ func TestStream_ASlowHandlerRunsOnce(t *testing.T) {
 			<-begun // it has the others behind it
 		}
 	}
-	require.Eventually(t, func() bool { return counts.handled() == 3 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return counts.handled() == 3 }, 20*time.Second, 5*time.Millisecond)
 	requireDrained(t, groups[0], 5*time.Second)
 	require.Zero(t, counts.extra())
 	for _, g := range groups {
