@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"github.com/redispatterns/redispatterns/internal/deadline"
 )
 
 // A breaker opens after breakerFailures failures in a row; from then on one probe is due every
@@ -94,19 +96,10 @@ func (s *shared[K, V]) settle(ctx context.Context, b *breakers, part int, op str
 	switch {
 	case err == nil:
 		b.succeeded(part)
-	case !over(ctx), !errors.Is(ctx.Err(), context.Canceled) && sinceEpoch()-began >= s.opts.OpTimeout/8:
+	case !deadline.Over(ctx), !errors.Is(ctx.Err(), context.Canceled) && sinceEpoch()-began >= s.opts.OpTimeout/8:
 		b.failed(part)
 		s.reportError(ctx, op, err)
 	}
-}
-
-// over reports whether ctx has ended. A connection's deadline may fire before the context's own timer does.
-func over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	deadline, ok := ctx.Deadline()
-	return ok && time.Until(deadline) <= 0
 }
 
 // settleAll is settle for what came of several ranges of slots, and reports whether any has failed.

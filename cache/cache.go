@@ -347,7 +347,7 @@ func (c *Cache[K, V]) Fetch(ctx context.Context, key K, load func(ctx context.Co
 		switch err := w.value.err; {
 		case w.state == notFound:
 			return zero, ErrNotFound
-		case err != nil && over(ctx):
+		case err != nil && deadline.Over(ctx):
 			return zero, wrap("fetch", cmp.Or(ctx.Err(), context.DeadlineExceeded))
 		case err != nil && c.opts.FailClosed:
 			return zero, wrap("fetch", err)
@@ -397,7 +397,7 @@ func (c *Cache[K, V]) FetchMany(ctx context.Context, keys []K, load func(ctx con
 					outdated = append(outdated, *w)
 				}
 			case w.state == notFound:
-			case w.value.err != nil && (c.opts.FailClosed || over(ctx)):
+			case w.value.err != nil && (c.opts.FailClosed || deadline.Over(ctx)):
 				errs = addError(errs, w.value.err)
 			default:
 				missed = append(missed, *w)

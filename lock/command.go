@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/rueidis"
 
+	"github.com/redispatterns/redispatterns/internal/deadline"
 	"github.com/redispatterns/redispatterns/internal/key"
 	"github.com/redispatterns/redispatterns/internal/script"
 )
@@ -85,7 +86,7 @@ const maxMisses = 2
 
 // noteSilence notes what became of a command that went aside, or did not.
 func (l *Locker) noteSilence(caller context.Context, aside bool, err error) {
-	silent := errors.Is(err, context.DeadlineExceeded) && !over(caller)
+	silent := errors.Is(err, context.DeadlineExceeded) && !deadline.Over(caller)
 	switch {
 	case !silent && aside:
 		l.misses.Store(0)
@@ -176,16 +177,10 @@ func (l *Locker) acquire(ctx context.Context, keys *lockKeys, token, mode string
 
 // slow says what it means that a command was not answered in time, other than the caller's.
 func slow(ctx context.Context, err error) error {
-	if errors.Is(err, context.DeadlineExceeded) && !over(ctx) {
+	if errors.Is(err, context.DeadlineExceeded) && !deadline.Over(ctx) {
 		return ErrSlow
 	}
 	return err
-}
-
-// over reports whether ctx has ended, or would have if its timer were as early as that of the connection.
-func over(ctx context.Context) bool {
-	deadline, ok := ctx.Deadline()
-	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // read takes what a script says: {1, fence, now µs, whether others wait} or {0, now µs, ms left, holder's token and meta}.

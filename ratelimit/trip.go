@@ -10,6 +10,7 @@ import (
 
 	"github.com/redis/rueidis"
 
+	"github.com/redispatterns/redispatterns/internal/deadline"
 	"github.com/redispatterns/redispatterns/internal/script"
 )
 
@@ -153,19 +154,10 @@ func (s *shared) note(ctx context.Context, part int, err error) {
 	switch {
 	case err == nil:
 		s.breakers.succeeded(part)
-	case over(ctx) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)):
+	case deadline.Over(ctx) && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)):
 	case isUnavailable(err):
 		s.breakers.failed(part)
 	}
-}
-
-// over reports whether ctx has ended. A connection's deadline may fire before the context's own timer does.
-func over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	deadline, ok := ctx.Deadline()
-	return ok && time.Until(deadline) <= 0
 }
 
 // isUnavailable reports whether an error means that no call can be decided, unlike one about a single key.

@@ -53,3 +53,9 @@ type withValues struct {
 }
 
 func (c withValues) Value(key any) any { return c.values.Value(key) }
+
+// Over reports whether ctx has ended, or is past its deadline: that of a connection may fire before the context's own timer.
+func Over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
+}

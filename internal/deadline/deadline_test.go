@@ -58,3 +58,18 @@ func TestBound_ByTheNearer(t *testing.T) {
 		<-c.Done()
 	})
 }
+
+// slowTimer is a context whose deadline has passed and whose timer has not fired.
+type slowTimer struct{ context.Context } //nolint:containedctx // it is one
+
+func (slowTimer) Deadline() (time.Time, bool) { return time.Now().Add(-time.Microsecond), true }
+
+func TestOver_AlsoBeforeTheTimerFires(t *testing.T) {
+	t.Parallel()
+	require.False(t, Over(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	require.False(t, Over(ctx))
+	cancel()
+	require.True(t, Over(ctx))
+	require.True(t, Over(slowTimer{t.Context()}))
+}

@@ -749,14 +749,14 @@ func TestStream_IsCheap(t *testing.T) {
 	require.LessOrEqual(t, blocked, 1)
 }
 
-// streamReadOnly notes the commands that a client may send to replicas.
-type streamReadOnly struct {
+// readOnlySpy notes the commands that a client may send to replicas.
+type readOnlySpy struct {
 	redistest.PassThrough
 	mu    sync.Mutex
 	names []string
 }
 
-func (h *streamReadOnly) note(cmds ...rueidis.Completed) {
+func (h *readOnlySpy) note(cmds ...rueidis.Completed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, cmd := range cmds {
@@ -766,12 +766,18 @@ func (h *streamReadOnly) note(cmds ...rueidis.Completed) {
 	}
 }
 
-func (h *streamReadOnly) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+func (h *readOnlySpy) seen() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.names)
+}
+
+func (h *readOnlySpy) Do(client rueidis.Client, ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	h.note(cmd)
 	return client.Do(ctx, cmd)
 }
 
-func (h *streamReadOnly) DoMulti(client rueidis.Client, ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
+func (h *readOnlySpy) DoMulti(client rueidis.Client, ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
 	h.note(cmds...)
 	return client.DoMulti(ctx, cmds...)
 }
@@ -779,7 +785,7 @@ func (h *streamReadOnly) DoMulti(client rueidis.Client, ctx context.Context, cmd
 // With SendToReplicas, and replicas that lag, all but what Tail yields is the primary's.
 func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 	t.Parallel()
-	spy := &streamReadOnly{}
+	spy := &readOnlySpy{}
 	s := newStream(t, rueidishook.WithHook(redistest.Shared(t).Client(t), spy), redistest.Prefix(t))
 	g := s.Group("g", stream.GroupOptions[int]{DeleteOnAck: true})
 	tailed := make(chan int, 1)
@@ -795,9 +801,7 @@ func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 		}
 	}()
 	require.Eventually(t, func() bool {
-		spy.mu.Lock()
-		defer spy.mu.Unlock()
-		return len(spy.names) > 0 // so Tail knows where to begin
+		return len(spy.seen()) > 0 // so Tail knows where to begin
 	}, 5*time.Second, time.Millisecond)
 	publishMany(t, s, 1, 2)
 	select {
@@ -824,9 +828,7 @@ func TestStream_OnlyTailReadsFromReplicas(t *testing.T) {
 	}
 	_, err = s.TrimAcked(t.Context())
 	require.NoError(t, err)
-	spy.mu.Lock()
-	defer spy.mu.Unlock()
-	for _, name := range spy.names {
+	for _, name := range spy.seen() {
 		require.Equal(t, "XREAD", name)
 	}
 }
